@@ -1,0 +1,40 @@
+# Few targets; CI runs the same ones. Only Python >= 3.11 is needed for `make serve`.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: serve test lint types calls load image clean
+
+serve:  ## serve the demo application; honours HOST, PORT, WORKERS, THREADS and every EPOLLARD_*
+	@PYTHONPATH=app exec $(PYTHON) -m epollard $(APP)
+
+$(VENV)/test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/test
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+test: $(VENV)/test  ## the whole suite; container tests skip where there is no Docker
+	$(RUN) -m pytest $(ARGS)
+
+lint: $(VENV)/dev
+	$(RUN) -m ruff check app tests loadtests examples
+
+types: $(VENV)/dev
+	$(RUN) -m mypy
+
+calls: $(VENV)/test  ## Python calls a request, the same on any machine
+	$(RUN) loadtests/calls.py
+
+load: $(VENV)/dev  ## Locust, headless, against a server started for it
+	$(RUN) loadtests/run.py
+
+image:
+	docker build --tag epollard .
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

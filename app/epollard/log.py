@@ -1,0 +1,64 @@
+"""Lines for a person to read, on standard error. Never raises, never blocks a caller on a lock, imports nothing of ours.
+
+The standard `logging` module is left to applications: a `dictConfig` there may disable loggers that it did not
+create, and the server's own voice must not go with them. A line is one `write`, so processes do not mix their lines.
+"""
+
+import os
+import time
+import traceback
+from typing import Final
+
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+_threshold = LEVELS["info"]
+_name = "epollard"
+
+# What a terminal or a log reader would take for structure. A line may carry what a stranger sent.
+_ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+def configure(level: str, name: str) -> None:
+    """Set the least level that is written (a key of `LEVELS`) and who speaks (`supervisor`, `worker 3`)."""
+    global _threshold, _name
+    _threshold = LEVELS[level]
+    _name = name
+
+
+def escape(text: str) -> str:
+    """Return `text` with every control character written as an escape, so that one line stays one line."""
+    return text if text.isprintable() else text.translate(_ESCAPES)
+
+
+def debug(text: str) -> None:
+    if _threshold <= 10:
+        _write("debug", text)
+
+
+def info(text: str) -> None:
+    if _threshold <= 20:
+        _write("info", text)
+
+
+def warning(text: str) -> None:
+    if _threshold <= 30:
+        _write("warning", text)
+
+
+def error(text: str) -> None:
+    _write("error", text)
+
+
+def exception(text: str, error: BaseException) -> None:
+    """One line that says what failed, then the traceback as it is, in one write."""
+    _write("error", text, "".join(traceback.format_exception(error)))
+
+
+def _write(level: str, text: str, block: str = "") -> None:
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    line = f"{stamp}.{int(now * 1000) % 1000:03d}Z {level:<7} {_name}[{os.getpid()}]: {escape(text)}\n{block}"
+    try:
+        os.write(2, line.encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # nobody listens: there is no better place to say so

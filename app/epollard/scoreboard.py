@@ -1,0 +1,52 @@
+"""What every process is doing, in one anonymous shared mapping. No file, no lock: each field has one writer.
+
+A record is a row of 64-bit integers. The worker that owns a record writes it, the supervisor reads all of them. An aligned
+64-bit store is one instruction, so a reader sees the old number or the new one, never half of each.
+"""
+
+import mmap
+from typing import Final
+
+# The columns of a record.
+PID: Final = 0
+SLOT: Final = 1
+GENERATION: Final = 2
+STATE: Final = 3
+HEARTBEAT: Final = 4  # time.monotonic_ns() of the last sign of life
+ACCEPTED: Final = 5  # connections accepted
+ACTIVE: Final = 6  # connections open now
+REQUESTS: Final = 7  # requests answered by the application
+REJECTED: Final = 8  # requests refused by the server (4xx and 5xx of its own)
+ABORTED: Final = 9  # requests whose answer could not be delivered whole
+SENT: Final = 10  # bytes sent
+WIDTH: Final = 16
+
+# The states of a worker.
+FREE: Final = 0
+STARTING: Final = 1
+READY: Final = 2
+DRAINING: Final = 3
+STATE_NAMES: Final = ("free", "starting", "ready", "draining")
+
+
+class Scoreboard:
+    """A fixed number of records, shared by all processes that are forked after it was made."""
+
+    def __init__(self, capacity: int) -> None:
+        self._memory = mmap.mmap(-1, capacity * WIDTH * 8)
+        self._cells = memoryview(self._memory).cast("q")
+        self.capacity = capacity
+
+    def record(self, index: int) -> memoryview:
+        """Record number `index`, to be read and written by column: `record[STATE] = READY`."""
+        return self._cells[index * WIDTH : (index + 1) * WIDTH]
+
+    def claim(self) -> memoryview:
+        """A free record, cleared and marked as starting. `LookupError` where all are taken."""
+        for index in range(self.capacity):
+            record = self.record(index)
+            if record[STATE] == FREE:
+                record[:] = memoryview(bytes(WIDTH * 8)).cast("q")
+                record[STATE] = STARTING
+                return record
+        raise LookupError(f"all {self.capacity} records of the scoreboard are taken")
