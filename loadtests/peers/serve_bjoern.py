@@ -1,0 +1,8 @@
+"""bjoern has no command line: serve `hello:NAME` on a port. Usage: serve_bjoern.py PORT NAME"""
+
+import sys
+
+import bjoern  # type: ignore[import-not-found]
+import hello
+
+bjoern.run(getattr(hello, sys.argv[2]), "127.0.0.1", int(sys.argv[1]))
