@@ -1,0 +1,8 @@
+"""The application: `epollard greeter.wsgi:application`."""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "greeter.settings")
+application = get_wsgi_application()
