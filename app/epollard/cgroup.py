@@ -1,0 +1,129 @@
+"""What the kernel grants this container: CPU, memory, and its count of kills. Only reads, never guesses, never raises.
+
+A machine may have cgroup v1, v2, or both at once with the controllers shared out among them, so every hierarchy that may
+limit a thing is asked, from our own cgroup up to the mount point, and the least answer holds: a child may name a bigger limit
+than its parent, but it does not get it. See cgroups(7), the kernel's admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple
+
+# What one worker is reckoned to need: a Flask or Django process with its libraries and some data stands between 50 and 110 MiB.
+MEMORY_PER_WORKER: Final = 128 * 2**20
+
+# Version 1 has no word for "no limit": it shows the biggest number of whole pages, a little under 2**63.
+_UNLIMITED: Final = 2**62
+
+
+class Sizing(NamedTuple):
+    """How many workers fit, and the sum that says so: `4 workers: quota 3.5 -> 4, affinity 16, memory 8`."""
+
+    workers: int
+    reason: str
+
+
+def size(root: str = "/") -> Sizing:
+    """The workers that fit into what is granted, at least one. `root` is where `/proc` and `/sys` are found."""
+    quota = cpu_quota(root)
+    memory = memory_limit(root)
+    affinity = len(os.sched_getaffinity(0))
+    terms = [affinity]
+    words = ["quota none", f"affinity {affinity}", "memory unlimited"]
+    if quota is not None:
+        terms.append(math.ceil(quota))
+        words[0] = f"quota {quota:.4g} -> {math.ceil(quota)}"
+    if memory is not None:
+        terms.append(max(1, memory // MEMORY_PER_WORKER))
+        words[2] = f"memory {terms[-1]}"
+    workers = min(terms)
+    return Sizing(workers, f"{workers} worker{'s' * (workers != 1)}: {', '.join(words)}")
+
+
+def cpu_quota(root: str = "/") -> float | None:
+    """How many CPUs' time may be used, above 0; `None` where there is no limit."""
+    quotas = []
+    for directory in _directories("", root):
+        quotas.append(_ratio(*_words(directory / "cpu.max")))
+    for directory in _directories("cpu", root):
+        quotas.append(_ratio(*_words(directory / "cpu.cfs_quota_us"), *_words(directory / "cpu.cfs_period_us")))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def memory_limit(root: str = "/") -> int | None:
+    """How many bytes may be used; `None` where there is no limit."""
+    files = [directory / "memory.max" for directory in _directories("", root)]
+    files += [directory / "memory.limit_in_bytes" for directory in _directories("memory", root)]
+    limits = [limit for file in files for limit in map(_number, _words(file)) if limit is not None and limit < _UNLIMITED]
+    return min(limits, default=None)
+
+
+def oom_kills(root: str = "/") -> int | None:
+    """How many processes of this cgroup the kernel has killed for memory; `None` where it does not say.
+
+    The kernel counts a kill where the victim lived, whichever ancestor's limit was met, so our own cgroup tells.
+    """
+    files = [directory / "memory.events" for directory in _directories("", root)][:1]
+    files += [directory / "memory.oom_control" for directory in _directories("memory", root)][:1]
+    counts = []
+    for file in files:
+        words = _words(file)
+        counts += [_number(count) for name, count in zip(words[::2], words[1::2], strict=False) if name == "oom_kill"]
+    return max((count for count in counts if count is not None), default=None)
+
+
+def _directories(controller: str, root: str) -> Iterator[Path]:
+    """Our own cgroup's directory, then its ancestors' up to the mount point, in the hierarchy of a v1 controller ("" is v2)."""
+    own = _path(controller, root)
+    mount = _mount(controller, root)
+    if own is None or mount is None:
+        return
+    visible, point = mount
+    # In a container without a cgroup namespace of its own the path counts from the host's root, of which only our
+    # part is mounted. A path outside of what is mounted (or above a namespace: `/..`) leaves the mount point itself.
+    inside = own.relative_to(visible) if own.is_relative_to(visible) and ".." not in own.parts else PurePosixPath()
+    for part in (inside, *inside.parents):
+        yield point / part
+
+
+def _path(controller: str, root: str) -> PurePosixPath | None:
+    for line in _lines(Path(root, "proc/self/cgroup")):
+        _, _, named = line.partition(":")
+        controllers, _, path = named.partition(":")
+        if controller in controllers.split(","):
+            return PurePosixPath(path)
+    return None
+
+
+def _mount(controller: str, root: str) -> tuple[PurePosixPath, Path] | None:
+    """What part of the hierarchy is mounted, and where: proc_pid_mountinfo(5), fields 4 and 5."""
+    for line in _lines(Path(root, "proc/self/mountinfo")):
+        mount, _, source = line.partition(" - ")
+        kind, *_, options = source.split()
+        if (kind == "cgroup" and controller in options.split(",")) or (kind == "cgroup2" and not controller):
+            visible, point = mount.split()[3:5]
+            return PurePosixPath(visible), Path(root, point.lstrip("/"))
+    return None
+
+
+def _ratio(quota: str = "", period: str = "") -> float | None:
+    """Quota over period; "max" and -1 are no quota."""
+    numerator, denominator = _number(quota), _number(period)
+    return numerator / denominator if numerator and denominator else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _words(file: Path) -> list[str]:
+    return [word for line in _lines(file) for word in line.split()]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []

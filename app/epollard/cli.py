@@ -1,0 +1,54 @@
+"""The command line: from words to an exit status. Decides nothing that `config`, `importer` and `supervisor` know.
+
+Exit status: 0 stopped as asked; 2 bad configuration; 3 the application could not be loaded; 1 anything else.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__, config, importer, log
+
+BAD_CONFIGURATION = 2
+NOT_LOADED = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the program's own) and return the exit status, here and in each worker."""
+    try:
+        arguments = config.parse_arguments(sys.argv[1:] if argv is None else argv)
+        if arguments.action == "--help":
+            print(config.help_text(), end="")
+            return 0
+        if arguments.action == "--version":
+            print(f"epollard {__version__}")
+            return 0
+        loaded = config.load(arguments.given, os.environ)
+    except config.ConfigError as error:
+        print(f"epollard: {error}", file=sys.stderr)
+        return BAD_CONFIGURATION
+    if arguments.action == "--print-config":
+        print(config.show(loaded), end="")
+        return 0
+    os.chdir(loaded.config.chdir)
+    log.configure(loaded.config.log_level, "supervisor")
+    return _check(loaded.config.app) if arguments.action == "--check" else _serve(loaded.config)
+
+
+def _check(app: str | None) -> int:
+    if app is not None:
+        try:
+            importer.load(app)
+        except importer.ApplicationError as error:
+            print(f"epollard: {error}", file=sys.stderr)
+            return NOT_LOADED
+    print(f"ok: {app or 'the built-in demo'}")
+    return 0
+
+
+def _serve(settings: config.Config) -> int:
+    from .supervisor import Supervisor  # here, so that --help need not wait for what it does not use
+
+    # The supervisor forks inside: this returns once with the exit status, and once in each child with its worker.
+    result = Supervisor(settings).run()
+    return result if isinstance(result, int) else result.run()
