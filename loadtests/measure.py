@@ -1,7 +1,7 @@
 """What the measuring tools share: start one server, load it, read its CPU time. Never ends a process that it did not start.
 
-Every load is bounded in time and count and goes to loopback only. The server has processor 0 to itself and the client processor 1, where there
-are two; on one processor the figures still say what a request costs, but not how many a second are possible.
+Every load is bounded in time and count and goes to loopback only. The server has processor 0 and the client processor 1, where
+there are two; on one processor the figures still say what a request costs, but not how many a second are possible.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, user and system, with that of its ended threads; `clock_getcpuclockid(3)`: nanoseconds, no ticks."""
+    """User and system time of a process, ended threads included; `clock_getcpuclockid(3)`: in nanoseconds, not ticks."""
     clock = ctypes.c_int()
     if error := _libc.clock_getcpuclockid(pid, ctypes.byref(clock)):
         raise ProcessLookupError(error, os.strerror(error))
@@ -68,9 +68,10 @@ def tree_cpu_seconds(root: int) -> float:
 
 
 def memory_bytes(pid: int) -> dict[str, int]:
-    """`Rss` and `Pss` of a process in bytes, `proc_pid_smaps_rollup(5)`. A forked worker shares pages with its parent: Pss counts its part."""
+    """`Rss` and `Pss` of a process in bytes, `proc_pid_smaps(5)`. Pss counts pages shared with n processes as one n-th."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return {name: int(kilobytes) * 1024 for name, kilobytes in re.findall(r"^(Rss|Pss): +(\d+) kB$", rollup, re.MULTILINE)}
+    found = re.findall(r"^(Rss|Pss): +(\d+) kB$", rollup, re.MULTILINE)
+    return {name: int(kilobytes) * 1024 for name, kilobytes in found}
 
 
 def free_port() -> int:
@@ -93,12 +94,14 @@ def get(port: int, path: str = "/", timeout: float = 5.0) -> bytes:
 class Server:
     """One server under test, as a context: started, answering, ended with all that it started."""
 
-    def __init__(self, argv: Sequence[str], port: int, *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+    def __init__(
+        self, argv: Sequence[str], port: int, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
         self.argv = ["taskset", "-c", str(SERVER_CPU), *argv]
         self.port = port
         self._env = {**os.environ, **(env or {})}
         self._cwd = cwd
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -168,7 +171,8 @@ class Server:
 def epollard(python: str, port: int, app: str | None, *options: str, app_directory: Path | None = None) -> Server:
     """epollard of this checkout with one worker and no access log. Later options win."""
     path = os.pathsep.join(map(str, filter(None, [REPOSITORY / "app", app_directory])))
-    argv = [python, "-m", "epollard", "--bind", f"127.0.0.1:{port}", "--workers", "1", "--access-log", "off", "--log-level", "warning", *options]
+    argv = [python, "-m", "epollard", "--bind", f"127.0.0.1:{port}", "--workers", "1", "--access-log", "off"]
+    argv += ["--log-level", "warning", *options]
     return Server([*argv, *([app] if app else [])], port, env={"PYTHONPATH": path}, cwd=app_directory or LOADTESTS)
 
 
@@ -216,13 +220,15 @@ class Load:
 _WRK_REPORT = LOADTESTS / "report.lua"
 
 
-def _client(argv: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["taskset", "-c", str(CLIENT_CPU), *argv], capture_output=True, text=True, timeout=timeout, check=False)
+def _client(argv: Sequence[str], timeout: float, cpu: int = CLIENT_CPU) -> subprocess.CompletedProcess[str]:
+    pinned = ["taskset", "-c", str(cpu), *argv]
+    return subprocess.run(pinned, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def wrk(server: Server, seconds: int, *, path: str = "/", connections: int = 64, script: Path = _WRK_REPORT) -> Load:
     """Load by `wrk -t1`. The script prints the summary as JSON at the end, see `report.lua`."""
-    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script), f"http://127.0.0.1:{server.port}{path}"]
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script)]
+    argv += [f"http://127.0.0.1:{server.port}{path}"]
     before = server.cpu()
     done = _client(argv, seconds + 30)
     after = server.cpu()
@@ -241,12 +247,13 @@ def wrk(server: Server, seconds: int, *, path: str = "/", connections: int = 64,
     )
 
 
-def ab(server: Server, requests: int, *, path: str = "/", concurrency: int = 100, timeout: float = 120.0) -> Load:
+def ab(server: Server, requests: int, *, concurrency: int = 100, cpu: int = CLIENT_CPU) -> Load:
     """Load by ApacheBench: HTTP/1.0, a new connection for each request."""
     with tempfile.NamedTemporaryFile() as percentiles:
-        argv = ["ab", "-q", "-r", "-n", str(requests), "-c", str(concurrency), "-e", percentiles.name, f"http://127.0.0.1:{server.port}{path}"]
+        argv = ["ab", "-q", "-r", "-n", str(requests), "-c", str(concurrency), "-e", percentiles.name]
+        argv += [f"http://127.0.0.1:{server.port}/"]
         before = server.cpu()
-        done = _client(argv, timeout)
+        done = _client(argv, 120, cpu)
         after = server.cpu()
         # ab's own table rounds to milliseconds; the file has fractions. Line 1 names the columns; p100 is missing.
         rows = [line.split(",") for line in Path(percentiles.name).read_text().splitlines()[1:]]
@@ -302,6 +309,7 @@ def machine(python: str) -> dict[str, str]:
     """What the figures depend on besides the code."""
     about = "import platform; print(platform.python_implementation(), platform.python_version(), platform.python_compiler())"
     version = subprocess.run([python, "-c", about], capture_output=True, text=True, check=True).stdout.strip()
+    describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "python": version,
@@ -309,7 +317,7 @@ def machine(python: str) -> dict[str, str]:
         "processor": model[1] if model else platform.machine(),
         "processors": str(os.cpu_count()),
         "load_average": f"{os.getloadavg()[0]:.2f}",
-        "commit": subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip(),
         "date": time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime()),
     }
 
@@ -319,8 +327,9 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
     cells = [list(headings), *([f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    for row in (cells[0], rule, *cells[1:]):
-        print("| " + " | ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))) + " |")
+    for first, *rest in (cells[0], rule, *cells[1:]):
+        aligned = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        print(f"| {' | '.join(aligned)} |")
 
 
 def save(name: str, result: Mapping[str, Any]) -> Path:

@@ -1,7 +1,8 @@
 """CPU time a request of epollard and its peers, in turn within one run. Compares nothing that was measured on another day.
 
-Each server runs the same application under the same interpreter, with one worker, on processor 0, without an access log; wrk loads it
-with 64 connections from processor 1. A round measures every server once, freshly started; the table has the median of the rounds.
+Each server runs the same application under the same interpreter, with one worker, on processor 0, without an access log; wrk
+loads it with 64 connections from processor 1. A round measures every server once, freshly started; the table has the median of
+the rounds.
 """
 
 import argparse
@@ -23,25 +24,26 @@ Command = Callable[[Path, int, str], list[str]]
 PEERS: dict[str, Command] = {
     "bjoern": lambda bin, port, app: [f"{bin}/python", "serve_bjoern.py", str(port), app],
     "granian": lambda bin, port, app: [
-        f"{bin}/granian", "--interface", "wsgi", "--http", "1", "--workers", "1", "--no-access-log", "--log-level", "warning",
-        "--host", "127.0.0.1", "--port", str(port), f"hello:{app}",
+        *(f"{bin}/granian", "--interface", "wsgi", "--http", "1", "--workers", "1", "--no-access-log"),
+        *("--log-level", "warning", "--host", "127.0.0.1", "--port", str(port), f"hello:{app}"),
     ],
     "socketify": lambda bin, port, app: [
-        f"{bin}/python", "-m", "socketify", f"hello:{app}", "--interface", "wsgi", "--workers", "1", "--host", "127.0.0.1", "--port", str(port),
+        *(f"{bin}/python", "-m", "socketify", f"hello:{app}", "--interface", "wsgi", "--workers", "1"),
+        *("--host", "127.0.0.1", "--port", str(port)),
     ],
     # Its HTTP router is a process of its own and counts: without it uWSGI keeps one connection for each worker.
     "uwsgi": lambda bin, port, app: [
-        f"{bin}/uwsgi", "--http", f"127.0.0.1:{port}", "--http-keepalive", "--master", "--processes", "1", "--listen", "1024", "--tcp-nodelay",
-        "--disable-logging", "--die-on-term", "--module", f"hello:{app}",
+        *(f"{bin}/uwsgi", "--http", f"127.0.0.1:{port}", "--http-keepalive", "--tcp-nodelay", "--master", "--processes", "1"),
+        *("--listen", "1024", "--disable-logging", "--die-on-term", "--module", f"hello:{app}"),
     ],
     # Its default class, sync, has no keep-alive.
     "gunicorn": lambda bin, port, app: [
-        f"{bin}/gunicorn", "--workers", "1", "--worker-class", "gthread", "--threads", "8", "--log-level", "warning",
-        "--bind", f"127.0.0.1:{port}", f"hello:{app}",
+        *(f"{bin}/gunicorn", "--workers", "1", "--worker-class", "gthread", "--threads", "8", "--log-level", "warning"),
+        *("--bind", f"127.0.0.1:{port}", f"hello:{app}"),
     ],
     "cheroot": lambda bin, port, app: [f"{bin}/cheroot", "--bind", f"127.0.0.1:{port}", f"hello:{app}"],
     "waitress": lambda bin, port, app: [f"{bin}/waitress-serve", f"--listen=127.0.0.1:{port}", f"hello:{app}"],
-}  # fmt: skip
+}
 
 # The application's name in hello.py and the script that makes the requests.
 CASES: dict[str, tuple[str, Path]] = {
@@ -54,9 +56,10 @@ CASES: dict[str, tuple[str, Path]] = {
 
 def environment(python: str, directory: Path | None) -> Path:
     """The virtual environment of the peers for this interpreter, made the first time. Returns its bin directory."""
-    real = subprocess.run([python, "-c", "import sys; print(sys.version, sys.base_prefix)"], capture_output=True, text=True, check=True).stdout
     if directory is None:
-        directory = Path.home() / ".cache" / "epollard-peers" / hashlib.sha256(real.encode()).hexdigest()[:12]
+        about = [python, "-c", "import sys; print(sys.version, sys.base_prefix)"]
+        identity = hashlib.sha256(subprocess.run(about, capture_output=True, check=True).stdout).hexdigest()[:12]
+        directory = Path.home() / ".cache" / "epollard-peers" / identity
     bin = directory / "bin"
     wanted = [line for line in (HERE / "requirements.txt").read_text().split("\n") if line and not line.startswith("#")]
     done = directory / "tried.txt"
@@ -67,7 +70,8 @@ def environment(python: str, directory: Path | None) -> Path:
     for requirement in wanted:
         log = directory / f"{requirement.partition('==')[0]}.log"
         with log.open("w") as output:
-            status = subprocess.run([str(bin / "pip"), "install", requirement], stdout=output, stderr=output, check=False).returncode
+            install = [str(bin / "pip"), "install", requirement]
+            status = subprocess.run(install, stdout=output, stderr=output, check=False).returncode
         print(f"  {requirement}: {'installed' if status == 0 else f'does not install, see {log}'}", file=sys.stderr)
     done.write_text("\n".join(wanted))
     return bin
@@ -99,14 +103,15 @@ def order(item: tuple[str, dict[str, float]]) -> tuple[bool, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", default="epollard,bjoern,granian,uwsgi,gunicorn", help=f"comma-separated, of: epollard,{','.join(PEERS)}; or: all")
+    names = ", ".join(["epollard", *PEERS])
+    parser.add_argument("--peers", default="epollard,bjoern,granian,uwsgi,gunicorn", help=f"some of {names}; or: all")
     parser.add_argument("--case", action="append", choices=CASES, help="repeatable; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of load in each round")
     parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--python", default=sys.executable, help="the interpreter for all; the peers' environment is made with it")
-    parser.add_argument("--venv", type=Path, help="where that environment is; default: below ~/.cache, one for each interpreter")
-    parser.add_argument("--option", action="append", default=[], metavar="OPTION", help="for epollard, as in --option=--threads=1; repeatable")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter for all")
+    parser.add_argument("--venv", type=Path, help="the peers' environment; default: below ~/.cache, one for each interpreter")
+    parser.add_argument("--option", action="append", default=[], help="for epollard, as in --option=--threads=1; repeatable")
     arguments = parser.parse_args()
     measure.need("wrk", "taskset")
 
@@ -114,7 +119,7 @@ def main() -> int:
     installed = versions(bin)
     wanted = ["epollard", *PEERS] if arguments.peers == "all" else arguments.peers.split(",")
     if unknown := [name for name in wanted if name != "epollard" and name not in PEERS]:
-        parser.error(f"no such peer: {', '.join(unknown)}; there are epollard, {', '.join(PEERS)}")
+        parser.error(f"no such peer: {', '.join(unknown)}; there are {names}")
     peers = [name for name in wanted if name == "epollard" or name in installed]
     for name in wanted:
         if name not in peers:
@@ -133,7 +138,8 @@ def main() -> int:
                 try:
                     with server(name, bin, app, arguments.option) as started:
                         measure.wrk(started, 1, connections=arguments.connections, script=script)  # caches and allocators warm
-                        loads[name].append(measure.wrk(started, arguments.seconds, connections=arguments.connections, script=script))
+                        load = measure.wrk(started, arguments.seconds, connections=arguments.connections, script=script)
+                        loads[name].append(load)
                 except RuntimeError as problem:
                     print(f"{name}, {case}: {problem}", file=sys.stderr)
         medians = {name: measure.median_load(loads[name]) for name in peers if loads[name]}

@@ -1,0 +1,65 @@
+"""`make load`: the checkout's server under Locust, headless and bounded. It must never leave a server behind.
+
+    python loadtests/run.py [LOCUST OPTIONS]
+
+The server takes what it is told by the environment (`WORKERS`, default 2 here; `EPOLLARD_APP`; the rest), but a free port of
+its own. Exit status 0 where no request failed and the server stopped as asked, else 1.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BOUNDS = ["--users", "50", "--spawn-rate", "50", "--run-time", "20s"]  # options that come later win
+BOOT = 30  # seconds
+STOP = 40  # seconds, above the server's own graceful timeout
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def serve(port: int) -> subprocess.Popen[bytes]:
+    """The server, once it accepts connections. Its access log goes nowhere, what it has to say to standard error."""
+    path = os.pathsep.join(filter(None, (str(HERE.parent / "app"), os.environ.get("PYTHONPATH"))))
+    environ = {"WORKERS": "2"} | dict(os.environ) | {"PYTHONPATH": path, "EPOLLARD_BIND": f"127.0.0.1:{port}"}
+    server = subprocess.Popen([sys.executable, "-m", "epollard"], env=environ, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + BOOT
+    while server.poll() is None:
+        try:
+            with socket.create_connection(("127.0.0.1", port)):
+                return server
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                server.kill()
+            time.sleep(0.05)
+    sys.exit(f"the server did not start: exit status {server.returncode}")
+
+
+def main() -> int:
+    port = free_port()
+    server = serve(port)
+    try:
+        locust = [sys.executable, "-m", "locust", "--locustfile", HERE / "locustfile.py", "--host", f"http://127.0.0.1:{port}"]
+        failed = subprocess.call([*locust, "--headless", "--only-summary", *BOUNDS, *sys.argv[1:]])
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            status = server.wait(STOP)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            status = server.wait()
+    if status:
+        print(f"the server stopped with {status}", file=sys.stderr)
+    return 1 if failed or status else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
