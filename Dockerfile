@@ -1,0 +1,17 @@
+# Serves what is in /app. One's own app is two lines: FROM epollard, COPY . .
+ARG PYTHON_VERSION=3.13
+FROM python:${PYTHON_VERSION}-slim
+
+# What a child image installs goes to /packages: pip falls back to it, as the image's user may not write elsewhere.
+ENV HOST=0.0.0.0 PYTHONUNBUFFERED=1 PYTHONUSERBASE=/packages PATH=/packages/bin:$PATH
+
+RUN --mount=type=bind,target=/mnt,rw pip install --no-cache-dir --root-user-action=ignore /mnt \
+ && install --directory --owner=1000 --group=0 --mode=0775 /packages
+COPY docker/healthcheck.py /usr/local/lib/epollard/
+
+WORKDIR /app
+USER 1000:0
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s CMD ["python3", "/usr/local/lib/epollard/healthcheck.py"]
+ENTRYPOINT ["epollard"]
