@@ -47,8 +47,8 @@ def main() -> int:
     port = free_port()
     server = serve(port)
     try:
-        locust = [sys.executable, "-m", "locust", "--locustfile", HERE / "locustfile.py", "--host", f"http://127.0.0.1:{port}"]
-        failed = subprocess.call([*locust, "--headless", "--only-summary", *BOUNDS, *sys.argv[1:]])
+        locust = [sys.executable, "-m", "locust", "--locustfile", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
+        failed = subprocess.call([*locust, "--host", f"http://127.0.0.1:{port}", *BOUNDS, *sys.argv[1:]])
     finally:
         server.send_signal(signal.SIGTERM)
         try:
