@@ -90,9 +90,10 @@ BAD_VALUES = [
     ("access_log", ["on"]),
     ("log_level", ["INFO", "trace"]),
     ("chdir", ["/nonexistent", "/etc/passwd", "", "\0"]),
-    ("bind", ["", ":", "::", "x", ":80", "80", "x:", "x:http", "x:65536", "x:+80", "x:8_0", "x:\u0668", "x: 80", "x y:80", "x:80:80"]),
-    ("bind", ["a,b:80", "-x:80", "x-:80", "256.1.1.1:80", "1.2.3:80", "[::1]", "[::g]:80", "[]:80", "[1.2.3.4]:80", "::1:80", "x\n:80"]),
-    ("bind", ["unix:", "unix:" + 108 * "x", "unix:" + 54 * "\u00e9", "unix:a\0b", "/run/x", "http://x:80/", "[::1%\n]:80"]),
+    ("bind", ["", ":", "::", "x", ":80", "80", "x:", "x:http", "x:65536", "x:+80", "x:8_0", "x:\u0668", "x: 80", "x y:80"]),
+    ("bind", ["x:80:80", "a,b:80", "-x:80", "x-:80", "256.1.1.1:80", "1.2.3:80", "x\n:80", "http://x:80/"]),
+    ("bind", ["[::1]", "[::g]:80", "[]:80", "[1.2.3.4]:80", "::1:80", "[::1%\n]:80"]),
+    ("bind", ["/run/x", "unix:", "unix:" + 108 * "x", "unix:" + 54 * "\u00e9", "unix:a\0b"]),
 ]
 
 
@@ -294,7 +295,8 @@ def test_the_systems_backlog_is_somaxconn():
         ("--print", "--print-config"),
         ("-w", "--workers"),
         ("-b", "--bind"),
-        ("--zzz", ""),
+        ("--wat", ""),
+        ("-", ""),
         ("-\n", ""),
     ],
 )
@@ -312,7 +314,8 @@ def test_an_unknown_flag_is_answered_with_the_right_one(word, right):
         ("EPOLLARD_KEEPALIVE", "EPOLLARD_KEEP_ALIVE"),
         ("EPOLLARD_PORT", "PORT"),
         ("EPOLLARD_HOST", "HOST"),
-        ("EPOLLARD_CHECK", ""),
+        ("EPOLLARD_ZZZ", ""),
+        ("EPOLLARD_", ""),
         ("EPOLLARD_WORKERS_REASON", "EPOLLARD_WORKERS"),
     ],
 )
@@ -320,7 +323,7 @@ def test_an_unknown_variable_is_answered_with_the_right_one(name, right):
     """A typo in a variable must not leave a limit at its default unnoticed."""
     line = refused(**{name: "1"})
     assert line.startswith(f"unknown variable {name!r}; ")
-    assert not right or line.endswith(f"did you mean {right}?")
+    assert line.endswith(f"did you mean {right}?" if right else "epollard --help shows all there are")
 
 
 def test_variables_that_are_not_options_are_tolerated():
@@ -429,9 +432,9 @@ def test_a_pyproject_without_our_table_is_none_of_our_business(text, tmp_path):
 
 def test_print_config_can_be_read_back(tmp_path):
     """What --print-config shows is a TOML file that configures the same, and names each value's source beside it."""
-    (tmp_path / "quote\"back\\slash").mkdir()
-    words = ["m\u00f6d:make()", "--bind", "[::]:80", "--bind", "unix:x", "--keep-alive", "500ms", "--chdir", "quote\"back\\slash"]
-    loaded = load(*words, THREADS="3")
+    (tmp_path / r'quote"back\slash').mkdir()
+    words = ["m\u00f6d:make()", "--bind", "[::]:80", "--bind", "unix:x", "--keep-alive", "500ms"]
+    loaded = load(*words, "--chdir", r'quote"back\slash', THREADS="3")
     shown = config.show(loaded)
     assert set(tomllib.loads(shown)) == set(config.OPTIONS)
     (tmp_path / "shown.toml").write_text(shown, "utf-8")

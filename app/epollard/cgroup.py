@@ -101,8 +101,9 @@ def _mount(controller: str, root: str) -> tuple[PurePosixPath, Path] | None:
     """What part of the hierarchy is mounted, and where: proc_pid_mountinfo(5), fields 4 and 5."""
     for line in _lines(Path(root, "proc/self/mountinfo")):
         mount, _, source = line.partition(" - ")
-        kind, *_, options = source.split()
-        if (kind == "cgroup" and controller in options.split(",")) or (kind == "cgroup2" and not controller):
+        kind, _, rest = source.partition(" ")
+        options = rest.rpartition(" ")[2].split(",")
+        if (kind == "cgroup" and controller in options) or (kind == "cgroup2" and not controller):
             visible, point = mount.split()[3:5]
             return PurePosixPath(visible), Path(root, point.lstrip("/"))
     return None

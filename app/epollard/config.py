@@ -12,7 +12,7 @@ import re
 import textwrap
 import tomllib
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
 
 from . import cgroup
@@ -274,12 +274,13 @@ _FILE: Final = Option("", Kind("FILE", "the name of a TOML file", str), "", "")
 _NAMED: Final[Mapping[str, Option]] = {"config": _FILE, **OPTIONS}
 
 # What is to be done with it all, if not to serve. On the command line only.
-_ACTIONS: Final = {
-    "--check": "import the application, then exit: 0, or 3 and why not",
-    "--print-config": "show every value and where it came from, then exit",
-    "--version": "show the version, then exit",
-    "--help": "show this, then exit",
+_ACTION_HELP: Final = {
+    "check": "import the application, then exit: 0, or 3 and why not",
+    "print_config": "show every value and where it came from, then exit",
+    "version": "show the version, then exit",
+    "help": "show this, then exit",
 }
+_ACTIONS: Final = {flag(key): key for key in _ACTION_HELP}
 _FLAGS: Final = {flag(key): key for key in _NAMED if key != "app"}
 
 
@@ -330,7 +331,7 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
             before = given[key].texts if key in given and option.many else ()
             given[key] = Given((*before, text), name)
         elif word.startswith("-"):
-            raise ConfigError(_unknown("option", name, [*_FLAGS, *_ACTIONS]))
+            raise ConfigError(_unknown("option", name, [*_FLAGS.values(), *_ACTIONS.values()], flag))
         elif "app" in given:
             raise ConfigError(f"APP: {word!r} is one too many: {given['app'].texts[0]!r} is to be served")
         else:
@@ -380,11 +381,11 @@ def _refuse(source: str, text: str, expects: str, hint: str = "") -> NoReturn:
     raise ConfigError(f"{source}: {text!r} is not {expects}" + (f"; {hint}" if hint else ""))
 
 
-def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = [right for right in names if right.startswith("-" + name)] if name.startswith("-") else []  # -w, --work
-    close = close or [right for right in names if right.startswith(name)] or difflib.get_close_matches(name, names, 1)
-    return f"unknown {what} {name!r}; " + (f"did you mean {close[0]}?" if close else "epollard --help shows all there are")
+def _unknown(what: str, name: str, keys: Collection[str], spell: Callable[[str], str]) -> str:
+    """What to say of a name that does not exist. An abbreviation (`-w`, `--work`) is a question too, never a guess acted upon."""
+    bare = name.lstrip("-").removeprefix(_PREFIX).lower().replace("-", "_")
+    close = [key for key in keys if bare and key.startswith(bare)] or difflib.get_close_matches(bare, keys, 1)
+    return f"unknown {what} {name!r}; " + (f"did you mean {spell(close[0])}?" if close else "epollard --help shows all there are")
 
 
 def _from_variables(environ: Mapping[str, str]) -> dict[str, Given]:
@@ -400,7 +401,7 @@ def _from_variables(environ: Mapping[str, str]) -> dict[str, Given]:
         elif name.removeprefix(_PREFIX) in well_known and "://" not in text:
             raise ConfigError(f"unknown variable {name!r}; did you mean {name.removeprefix(_PREFIX)}?")
         elif not (_SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and "://" in text)):
-            raise ConfigError(_unknown("variable", name, known))
+            raise ConfigError(_unknown("variable", name, _NAMED, variable))
     return given
 
 
@@ -465,7 +466,7 @@ def _from_table(table: dict[str, Any], source: str) -> dict[str, Given]:
     given = {}
     for key, value in table.items():
         if key not in OPTIONS:
-            raise ConfigError(f"{source}: {_unknown('key', key, OPTIONS)}")
+            raise ConfigError(f"{source}: {_unknown('key', key, OPTIONS, str)}")
         option = OPTIONS[key]
         where = f"{source}: {key}"
         items = value if option.many and isinstance(value, list) and value else [value]
@@ -497,8 +498,8 @@ def help_text() -> str:
         lines += ["", f"{group}:", *entries]
     lines += ["", "This run:"]
     lines += _entry("--config FILE", "the TOML file to read [default epollard.toml, else [tool.epollard] in pyproject.toml]")
-    for name, text in _ACTIONS.items():
-        lines += _entry("-h, --help" if name == "--help" else name, text)
+    for name, key in _ACTIONS.items():
+        lines += _entry("-h, --help" if key == "help" else name, _ACTION_HELP[key])
     lines += [
         "",
         "Every option --some-name is also the variable EPOLLARD_SOME_NAME and the key some_name in the",

@@ -1,0 +1,150 @@
+"""Trees as the kernel shows them, built in a directory; and the real one, whatever it is here."""
+
+import math
+import os
+
+import pytest
+
+from epollard import cgroup
+
+V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
+V1 = (
+    "33 31 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
+    "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
+)
+HYBRID = V1 + "\n41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw"
+# A v1 container that shares its host's cgroup namespace: paths count from the host's root, only our part is mounted.
+V1_DOCKER = V1.replace(" / ", " /docker/c0ffee ")
+
+MAX_V1 = str(2**63 - 4096)
+
+
+def tree(tmp_path, mounts, memberships, files):
+    """A root directory with a /proc/self and the given files under /sys/fs/cgroup."""
+    files = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    files |= {"proc/self/mountinfo": f"22 1 0:20 / /proc rw - proc proc rw\n{mounts}\n", "proc/self/cgroup": memberships}
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return str(tmp_path)
+
+
+QUOTAS = [
+    ("v2", V2, "0::/", {"cpu.max": "350000 100000\n"}, 3.5),
+    ("v2 without a limit", V2, "0::/", {"cpu.max": "max 100000\n"}, None),
+    ("v2, the root has no such file", V2, "0::/", {}, None),
+    ("v2, the parent's is less", V2, "0::/a/b", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "50000 100000"}, 0.5),
+    ("v2, the child's is less", V2, "0::/a/b", {"a/b/cpu.max": "100000 50000", "a/cpu.max": "max 100000"}, 2.0),
+    ("v2, a sibling's is not ours", V2, "0::/a", {"a/cpu.max": "max 100000", "b/cpu.max": "1000 100000"}, None),
+    ("v2, above the namespace", V2, "0::/../x", {"cpu.max": "200000 100000", "x/cpu.max": "1000 100000"}, 2.0),
+    ("v1", V1, "4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 1.5),
+    ("v1 without limit", V1, "4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    (
+        "v1, the parent's is less",
+        V1,
+        "4:cpu,cpuacct:/a/b",
+        {
+            "cpu/a/b/cpu.cfs_quota_us": "300000",
+            "cpu/a/b/cpu.cfs_period_us": "100000",
+            "cpu/a/cpu.cfs_quota_us": "20000",
+            "cpu/a/cpu.cfs_period_us": "10000",
+        },
+        2.0,
+    ),
+    (
+        "v1 in a container",
+        V1_DOCKER,
+        "4:cpu,cpuacct:/docker/c0ffee\n0::/docker/c0ffee",
+        {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"},
+        2.5,
+    ),
+    (
+        "v1 in a group of the container's own",
+        V1_DOCKER,
+        "4:cpu,cpuacct:/docker/c0ffee/web",
+        {"cpu/web/cpu.cfs_quota_us": "100000", "cpu/web/cpu.cfs_period_us": "100000"},
+        1.0,
+    ),
+    (
+        "hybrid, the controller in v1",
+        HYBRID,
+        "4:cpu,cpuacct:/a\n1:name=systemd:/x\n0::/b",
+        {"cpu/a/cpu.cfs_quota_us": "100000", "cpu/a/cpu.cfs_period_us": "50000", "unified/b/cpu.stat": ""},
+        2.0,
+    ),
+    ("hybrid, the controller in v2", HYBRID, "1:name=systemd:/x\n0::/b", {"unified/b/cpu.max": "120000 100000"}, 1.2),
+    ("nothing mounted", "", "0::/", {}, None),
+    ("nothing legible", V2, "nonsense", {"cpu.max": "x"}, None),
+    ("a strange file", V2, "0::/", {"cpu.max": "\u0663 100000"}, None),
+]
+
+
+@pytest.mark.parametrize(("mounts", "memberships", "files", "quota"), [pytest.param(*row, id=name) for name, *row in QUOTAS])
+def test_cpu_quota(mounts, memberships, files, quota, tmp_path):
+    """The least of what our cgroup and its ancestors are granted, in either version and in both at once."""
+    assert cgroup.cpu_quota(tree(tmp_path, mounts, memberships, files)) == quota
+
+
+MEMORY = [
+    ("v2", V2, "0::/", {"memory.max": "1073741824\n"}, 2**30),
+    ("v2 without a limit", V2, "0::/a", {"a/memory.max": "max"}, None),
+    ("v2, the parent's is less", V2, "0::/a/b", {"a/b/memory.max": "2000", "a/memory.max": "1000"}, 1000),
+    ("v1", V1, "7:memory:/a", {"memory/a/memory.limit_in_bytes": "536870912"}, 2**29),
+    ("v1 without a limit", V1, "7:memory:/a", {"memory/a/memory.limit_in_bytes": MAX_V1}, None),
+    (
+        "v1, the parent's is less",
+        V1,
+        "7:memory:/a",
+        {"memory/a/memory.limit_in_bytes": MAX_V1, "memory/memory.limit_in_bytes": "77"},
+        77,
+    ),
+    ("v1 in a container", V1_DOCKER, "7:memory:/docker/c0ffee", {"memory/memory.limit_in_bytes": "9999"}, 9999),
+    ("a path with a colon", V2, "0::/a:b", {"a:b/memory.max": "5"}, 5),
+]
+
+
+@pytest.mark.parametrize(("mounts", "memberships", "files", "limit"), [pytest.param(*row, id=name) for name, *row in MEMORY])
+def test_memory_limit(mounts, memberships, files, limit, tmp_path):
+    """The least limit in bytes; version 1's huge number is none."""
+    assert cgroup.memory_limit(tree(tmp_path, mounts, memberships, files)) == limit
+
+
+KILLS = [
+    ("v2", V2, "0::/a", {"a/memory.events": "low 0\noom 3\noom_kill 2\noom_group_kill 5\n", "memory.events": "oom_kill 7"}, 2),
+    ("v1", V1, "7:memory:/a", {"memory/a/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n"}, 4),
+    ("v1 before Linux 4.13", V1, "7:memory:/a", {"memory/a/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, None),
+    ("hybrid", HYBRID, "7:memory:/a\n0::/", {"memory/a/memory.oom_control": "oom_kill 1\n"}, 1),
+    ("no cgroup", "", "", {}, None),
+]
+
+
+@pytest.mark.parametrize(("mounts", "memberships", "files", "kills"), [pytest.param(*row, id=name) for name, *row in KILLS])
+def test_oom_kills(mounts, memberships, files, kills, tmp_path):
+    """The kernel's count of kills in our own cgroup, not in its ancestors; None where it does not say."""
+    assert cgroup.oom_kills(tree(tmp_path, mounts, memberships, files)) == kills
+
+
+SIZES = [
+    ("350000 100000", str(2**30), 16, 4, "4 workers: quota 3.5 -> 4, affinity 16, memory 8"),
+    ("200000 100000", "max", 16, 2, "2 workers: quota 2 -> 2, affinity 16, memory unlimited"),
+    ("max 100000", "max", 3, 3, "3 workers: quota none, affinity 3, memory unlimited"),
+    ("max 100000", str(300 * 2**20), 8, 2, "2 workers: quota none, affinity 8, memory 2"),
+    ("10000 100000", "max", 8, 1, "1 worker: quota 0.1 -> 1, affinity 8, memory unlimited"),
+    ("max 100000", str(2**20), 8, 1, "1 worker: quota none, affinity 8, memory 1"),
+]
+
+
+@pytest.mark.parametrize(("quota", "memory", "affinity", "workers", "reason"), SIZES)
+def test_size_is_the_least_of_three_and_says_so(quota, memory, affinity, workers, reason, tmp_path, monkeypatch):
+    """`auto` is the quota rounded up, the affinity or the memory, whichever is least, and never 0."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
+    assert cgroup.size(tree(tmp_path, V2, "0::/", {"cpu.max": quota, "memory.max": memory})) == (workers, reason)
+
+
+def test_the_real_one():
+    """On the machine that runs this test, whatever it is, there is an answer that fits its affinity and quota."""
+    workers, reason = cgroup.size()
+    assert 1 <= workers <= len(os.sched_getaffinity(0))
+    assert workers <= math.ceil(cgroup.cpu_quota() or workers)
+    assert f"affinity {len(os.sched_getaffinity(0))}, " in reason

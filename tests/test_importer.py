@@ -1,0 +1,181 @@
+"""Rows of modules written to a directory, and what loading them gives or says."""
+
+import sys
+
+import pytest
+
+from epollard import importer
+
+FILES = {
+    "hello.py": """
+        import json
+        from functools import partial
+        def app(environ, start_response): return [b"hello"]
+        def application(environ, start_response): return [b"not me"]
+        def create_app(): return app
+        def create_nothing(): pass
+        def create_with(name): return app
+        def make_broken(): return helper()
+        def helper(): raise RuntimeError("no database")
+        def any_arguments(*arguments): return [b"any"]
+        class Holder:
+            wsgi = staticmethod(app)
+            @property
+            def broken(self): raise AttributeError("inner")
+            def make(self): return app
+        holder = Holder()
+        number = 3
+    """,
+    "second.py": "application = print",
+    "neither.py": "from os import getcwd\ndef main(): pass",
+    "empty.py": "",
+    "raises.py": "def inner():\n    1 / 0\ninner()",
+    "leaves.py": "import sys\nsys.exit('bye')",
+    "imports_missing.py": "import not_there_at_all",
+    "imports_name.py": "from json import not_there",
+    "chained.py": "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    raise RuntimeError('settings') from error",
+    "syntax.py": "def app(:\n    pass",
+    "lazy.py": "def __getattr__(name):\n    if name == 'app': return print\n    raise KeyError(name)",
+    "my-app.py": "app = print",
+    "package/__init__.py": "",
+    "package/wsgi.py": "application = print",
+    "package/broken.py": "import package.not_there",
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        lines = text.strip("\n").split("\n")
+        indent = len(lines[0]) - len(lines[0].lstrip())
+        path.write_text("\n".join(line[indent:] for line in lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+LOADED = [
+    ("hello:app", "hello", "app"),
+    ("hello", "hello", "app"),
+    ("hello:create_app()", "hello", "app"),
+    ("hello:Holder.wsgi", "hello", "app"),
+    ("hello:holder.wsgi", "hello", "app"),
+    ("hello:holder.make()", "hello", "app"),
+    ("hello:any_arguments", "hello", "any_arguments"),
+    ("second", "second", "application"),
+    ("package.wsgi:application", "package.wsgi", "application"),
+    ("package.wsgi", "package.wsgi", "application"),
+    ("my-app:app", "my-app", "app"),
+]
+
+
+@pytest.mark.parametrize(("spec", "module", "name"), LOADED)
+def test_what_a_spec_names_is_what_is_loaded(spec, module, name):
+    """An attribute, a dotted one, what a factory returns, or `app` before `application`, from the current directory."""
+    assert importer.load(spec) is getattr(sys.modules[module], name)
+
+
+def test_a_lazy_attribute_is_found():
+    """A module's own `__getattr__` (PEP 562) is asked."""
+    assert importer.load("lazy:app") is print
+
+
+LINES = [
+    ("helo:app", "helo:app: no module named 'helo' in {here} or elsewhere on the path; did you mean 'hello'?"),
+    ("zzzzzz:app", "zzzzzz:app: no module named 'zzzzzz' in {here} or elsewhere on the path"),
+    ("pakage.wsgi", "pakage.wsgi: no module named 'pakage' in {here} or elsewhere on the path; did you mean 'package'?"),
+    ("package.wsg:application", "package.wsg:application: No module named 'package.wsg'; did you mean 'package.wsgi'?"),
+    ("hello.py:app", "hello.py:app: No module named 'hello.py'; 'hello' is not a package; did you mean 'hello'?"),
+    ("hello.app", "hello.app: No module named 'hello.app'; 'hello' is not a package; did you mean 'hello:app'?"),
+    ("hello:ap", "hello:ap: module 'hello' has no attribute 'ap'; did you mean 'app'?"),
+    ("hello:creat_app()", "hello:creat_app(): module 'hello' has no attribute 'creat_app'; did you mean 'create_app'?"),
+    (
+        "hello:zzz",
+        "hello:zzz: module 'hello' has no attribute 'zzz'; it has Holder, any_arguments, helper, make_broken, create_with, "
+        "create_nothing, create_app, application, ...",
+    ),
+    ("hello:holder.wsgy", "hello:holder.wsgy: 'holder' has no attribute 'wsgy'; did you mean 'wsgi'?"),
+    ("hello:holder.zzz", "hello:holder.zzz: 'holder' has no attribute 'zzz'"),
+    ("empty:app", "empty:app: module 'empty' has no attribute 'app'; it has nothing to call"),
+    ("neither", "neither: the module has neither 'app' nor 'application'; it has main, getcwd; write neither:NAME"),
+    ("hello:number", "hello:number: number is an int, which is not callable"),
+    ("hello:number()", "hello:number(): number() is an int, which is not callable"),
+    ("hello:create_nothing()", "hello:create_nothing(): create_nothing() returned None, which is not callable"),
+    (
+        "hello:create_app",
+        "hello:create_app: create_app takes no arguments; did you mean the application it returns, 'hello:create_app()'?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "line"), LINES)
+def test_a_mistyped_name_is_one_line_with_what_is_there(spec, line, tmp_path):
+    """No traceback for a typing error, but what would be right."""
+    with pytest.raises(importer.ApplicationError) as caught:
+        importer.load(spec)
+    assert str(caught.value) == line.format(here=tmp_path)
+
+
+TRACEBACKS = [
+    ("raises:app", "raises:app: importing raises failed", ["raises.py", "raises.py"], "ZeroDivisionError: division by zero"),
+    ("leaves:app", "leaves:app: importing leaves failed", ["leaves.py"], "SystemExit: bye"),
+    (
+        "imports_missing:app",
+        "imports_missing:app: importing imports_missing failed",
+        ["imports_missing.py"],
+        "ModuleNotFoundError: No module named 'not_there_at_all'",
+    ),
+    (
+        "package.broken:app",
+        "package.broken:app: importing package.broken failed",
+        ["package/broken.py"],
+        "ModuleNotFoundError: No module named 'package.not_there'",
+    ),
+    ("chained:app", "chained:app: importing chained failed", ["chained.py", "chained.py"], "RuntimeError: settings"),
+    ("syntax:app", "syntax:app: importing syntax failed", ["syntax.py"], "SyntaxError: "),
+    ("hello:make_broken()", "hello:make_broken(): the factory failed", ["hello.py", "hello.py"], "RuntimeError: no database"),
+    ("hello:create_with()", "hello:create_with(): the factory failed", [], "TypeError: create_with() missing 1 required "),
+    ("hello:holder.broken", "hello:holder.broken: reading 'broken' of 'holder' failed", ["hello.py"], "AttributeError: inner"),
+    ("lazy:other", "lazy:other: reading 'other' of module 'lazy' failed", ["lazy.py"], "KeyError: 'other'"),
+]
+
+
+@pytest.mark.parametrize(("spec", "first", "files", "last"), TRACEBACKS)
+def test_the_applications_own_traceback_comes_last_and_without_our_frames(spec, first, files, last, tmp_path):
+    """One line of ours, then exactly the application's frames, then its error as the last line."""
+    with pytest.raises(importer.ApplicationError) as caught:
+        importer.load(spec)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == first
+    assert lines[-1].startswith(last)
+    frames = [line.split('"')[1] for line in lines if line.startswith('  File "')]
+    assert frames == [str(tmp_path / file) for file in files]
+
+
+def test_an_import_error_of_a_name_is_the_applications_own():
+    """`from x import y` that fails shows its traceback, for x is not what was asked for."""
+    with pytest.raises(importer.ApplicationError) as caught:
+        importer.load("imports_name:app")
+    assert "imports_name.py" in str(caught.value)
+    assert str(caught.value).splitlines()[-1].startswith("ImportError: cannot import name 'not_there'")
+
+
+def test_an_interrupt_goes_through(tmp_path):
+    """Ctrl-C during a slow import is no failure of the application."""
+    (tmp_path / "slow.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        importer.load("slow:app")
+
+
+def test_the_current_directory_comes_first_and_once(tmp_path):
+    """The directory is importable ahead of all else, also after the application has moved away; loading twice adds nothing."""
+    importer.load("hello:app")
+    importer.load("second")
+    assert sys.path[0] == str(tmp_path)
+    assert sys.path.count(str(tmp_path)) == 1
