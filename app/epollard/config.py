@@ -382,10 +382,11 @@ def _refuse(source: str, text: str, expects: str, hint: str = "") -> NoReturn:
 
 
 def _unknown(what: str, name: str, keys: Collection[str], spell: Callable[[str], str]) -> str:
-    """What to say of a name that does not exist. An abbreviation (`-w`, `--work`) is a question too, never a guess acted upon."""
+    """What to say of a name that does not exist. An abbreviation (`-w`, `--work`) is asked about, never acted upon."""
     bare = name.lstrip("-").removeprefix(_PREFIX).lower().replace("-", "_")
     close = [key for key in keys if bare and key.startswith(bare)] or difflib.get_close_matches(bare, keys, 1)
-    return f"unknown {what} {name!r}; " + (f"did you mean {spell(close[0])}?" if close else "epollard --help shows all there are")
+    right = f"did you mean {spell(close[0])}?" if close else "epollard --help shows all there are"
+    return f"unknown {what} {name!r}; {right}"
 
 
 def _from_variables(environ: Mapping[str, str]) -> dict[str, Given]:
