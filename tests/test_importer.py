@@ -51,6 +51,8 @@ def _here(tmp_path, monkeypatch):
         lines = text.strip("\n").split("\n")
         indent = len(lines[0]) - len(lines[0].lstrip())
         path.write_text("\n".join(line[indent:] for line in lines))
+    (tmp_path / "dangling.py").symlink_to("nothing")
+    (tmp_path / "unreadable.py").symlink_to("/proc/self/mem")  # even to root, at offset 0
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -88,6 +90,7 @@ def test_a_lazy_attribute_is_found():
 
 LINES = [
     ("helo:app", "helo:app: no module named 'helo' in {here} or elsewhere on the path; did you mean 'hello'?"),
+    ("dangling:app", "dangling:app: no module named 'dangling' in {here} or elsewhere on the path"),
     ("zzzzzz:app", "zzzzzz:app: no module named 'zzzzzz' in {here} or elsewhere on the path"),
     ("pakage.wsgi", "pakage.wsgi: no module named 'pakage' in {here} or elsewhere on the path; did you mean 'package'?"),
     ("package.wsg:application", "package.wsg:application: No module named 'package.wsg'; did you mean 'package.wsgi'?"),
@@ -138,6 +141,7 @@ TRACEBACKS = [
         "ModuleNotFoundError: No module named 'package.not_there'",
     ),
     ("chained:app", "chained:app: importing chained failed", ["chained.py", "chained.py"], "RuntimeError: settings"),
+    ("unreadable:app", "unreadable:app: importing unreadable failed", [], "OSError: [Errno 5] "),
     ("syntax:app", "syntax:app: importing syntax failed", ["syntax.py"], "SyntaxError: "),
     ("hello:make_broken()", "hello:make_broken(): the factory failed", ["hello.py", "hello.py"], "RuntimeError: no database"),
     ("hello:create_with()", "hello:create_with(): the factory failed", [], "TypeError: create_with() missing 1 required "),

@@ -110,8 +110,8 @@ def _failure(line: str, error: BaseException) -> ApplicationError:
 
 
 def _foreign(frames: TracebackType | None) -> TracebackType | None:
-    """The part of a traceback that begins with the first frame that is not ours."""
-    while frames and frames.tb_frame.f_code.co_filename == __file__:
+    """The part of a traceback that begins with the first frame that is neither ours nor the import system's."""
+    while frames and frames.tb_frame.f_code.co_filename.startswith((__file__, "<frozen importlib.")):
         frames = frames.tb_next
     return frames
 
@@ -142,7 +142,7 @@ def _listed(module: ModuleType) -> str:
 
 
 def _close(name: str, names: Iterable[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(name, names, 1)
+    close = difflib.get_close_matches(name, [other for other in names if other != name], 1)
     return f"; did you mean '{prefix}{close[0]}'?" if close else ""
 
 
