@@ -29,6 +29,7 @@ APPLICATION = HERE.parent / "peers"  # hello.py: the same 13 bytes
 SYSTEM_BACKLOG = int(Path("/proc/sys/net/core/somaxconn").read_text())
 SURVIVORS = ("blocking-loop", "level", "edge", "cork", "nodelay")  # those that answer more than one request
 PATIENCE = 20.0  # seconds that a client of a burst waits for its answer
+AB_REQUESTS = 40000  # two seconds or so: long enough that a client whose SYN was dropped comes back before the end
 TRIGGERS = ("level", "edge", "oneshot")
 TCP_OPTIONS = ("nodelay", "cork", "default")
 
@@ -142,7 +143,7 @@ def backlogs(python: str, rounds: int, clients: int) -> list[dict[str, Any]]:
                     for _ in range(rounds):
                         times += burst(server.port, clients)
                     middle = measure.netstat_counters()
-                    load = measure.ab(server, 2000)
+                    load = measure.ab(server, AB_REQUESTS)
                     after = measure.netstat_counters()
             except RuntimeError as problem:
                 print(f"{name}, backlog {backlog}: {problem}", file=sys.stderr)
@@ -160,7 +161,7 @@ def backlogs(python: str, rounds: int, clients: int) -> list[dict[str, Any]]:
 
 
 def print_backlogs(rows: Sequence[dict[str, Any]], rounds: int, clients: int) -> None:
-    print(f"\n{clients} clients that connect at once, {rounds} times; then ab -c 100 -n 2000\n")
+    print(f"\n{clients} clients that connect at once, {rounds} times; then ab -c 100 -n {AB_REQUESTS}\n")
 
     def cells(row: dict[str, Any]) -> list[object]:
         times: list[float] = row["seconds"]

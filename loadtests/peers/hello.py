@@ -1,5 +1,6 @@
 """The application that every server serves. It sets its own headers, so that no server does less work than another."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,3 +20,10 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[byt
 def large(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     start_response("200 OK", list(_LARGE_HEADERS))
     return [_LARGE]
+
+
+def mixed(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """A quick answer, but for /sleep one that waits for 100 ms as for a database."""
+    if environ["PATH_INFO"] == "/sleep":
+        time.sleep(0.1)
+    return app(environ, start_response)
