@@ -37,7 +37,7 @@ QUOTAS = [
     ("v2, the parent's is less", V2, "0::/a/b", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "50000 100000"}, 0.5),
     ("v2, the child's is less", V2, "0::/a/b", {"a/b/cpu.max": "100000 50000", "a/cpu.max": "max 100000"}, 2.0),
     ("v2, a sibling's is not ours", V2, "0::/a", {"a/cpu.max": "max 100000", "b/cpu.max": "1000 100000"}, None),
-    ("v2, above the namespace", V2, "0::/../x", {"cpu.max": "200000 100000", "x/cpu.max": "1000 100000"}, 2.0),
+    ("v2, above the namespace", V2, "0::/../x", {"cpu.max": "200000 100000", "../x/cpu.max": "1000 100000"}, 2.0),
     ("v1", V1, "4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 1.5),
     ("v1 without limit", V1, "4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
     (
