@@ -13,7 +13,7 @@ import textwrap
 import tomllib
 from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
+from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeVar
 
 from . import cgroup
 
@@ -50,7 +50,10 @@ def _digits(text: str) -> int:
     return int(text)
 
 
-def _within(value: Any, low: float, high: float) -> Any:
+_Number = TypeVar("_Number", int, float)
+
+
+def _within(value: _Number, low: _Number, high: _Number) -> _Number:
     if not low <= value <= high:
         raise ValueError
     return value
@@ -78,7 +81,7 @@ def _size(low: int, high: int) -> Kind:
         match = _SIZE.fullmatch(text)
         if match is None:
             raise ValueError
-        return cast(int, _within(int(match[1]) << _UNITS[(match[2] or "").lower()], low, high))
+        return _within(int(match[1]) << _UNITS[(match[2] or "").lower()], low, high)
 
     return Kind("SIZE", f"a size such as 8192, 64k or 100M, from {_size_text(low)} to {_size_text(high)}", parse)
 
@@ -99,11 +102,11 @@ def _parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError
-    return cast(float, _within(float(match[1]) * _SECONDS[match[2]], 0.001, _LONGEST))
+    return _within(float(match[1]) * _SECONDS[match[2]], 0.001, _LONGEST)
 
 
 def _parse_workers(text: str) -> int | str:
-    return text if text == _AUTO else cast(int, _within(_digits(text), 1, MAX_WORKERS))
+    return text if text == _AUTO else _within(_digits(text), 1, MAX_WORKERS)
 
 
 def _parse_backlog(text: str) -> int:
@@ -113,7 +116,7 @@ def _parse_backlog(text: str) -> int:
                 return int(file.read())
         except OSError:
             return 4096  # the kernel's own default since 5.4
-    return cast(int, _within(_digits(text), 1, 2**31 - 1))
+    return _within(_digits(text), 1, 2**31 - 1)
 
 
 # A module's file may have a dash in its name, an attribute may not.
