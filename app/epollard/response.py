@@ -1,0 +1,137 @@
+"""Responses to bytes. No socket, no clock, no config: facts in, bytes out.
+
+What an application says of its answer is judged before a byte of it is sent (`HeadError`), since a line break that reached the
+wire would let whoever chose the value write a response of its own. Judged header lists are remembered, within a bound.
+"""
+
+import re
+import time
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, Final
+
+CACHED_ENTRIES: Final = 256
+CACHED_BYTES: Final = 2048
+
+_STATUS: Final = re.compile(r"([1-9][0-9]{2})(?: [\t -~\x80-\xff]*)?")
+_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")
+_DIGITS: Final = re.compile(r"[0-9]{1,18}")
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+# RFC 9110 7.6.1: these speak of the connection, which is the server's. "close" is heard, the rest is dropped (PEP 3333 forbids it).
+_HOP_BY_HOP: Final = frozenset(
+    ("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
+)
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+CLOSE: Final = b"Connection: close\r\n"
+KEEP: Final = b"Connection: keep-alive\r\n"
+CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class HeadError(ValueError):
+    """The application's status or headers cannot be sent."""
+
+
+class Head:
+    """A status and its header fields, judged and serialised. Shared by all responses with the same ones, so never changed.
+
+    `lines` lacks what belongs to one response only: framing, Date (unless `dated`), the empty line.
+    """
+
+    __slots__ = ("bodiless", "close", "code", "dated", "length", "lines")
+
+    def __init__(self, code: int, lines: bytes, length: int | None, close: bool, dated: bool) -> None:
+        self.code = code
+        self.lines = lines
+        self.length = length  # the application's Content-Length
+        self.close = close
+        self.dated = dated
+        self.bodiless = code == 204 or code == 304 or code < 200  # RFC 9112 6.3
+
+
+_heads: dict[Any, Head] = {}
+
+
+def head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
+    """Judge and serialise. Raises `HeadError` (a value), `TypeError` (not strings)."""
+    key = (status, *headers)
+    try:
+        known = _heads.get(key)
+    except TypeError:
+        raise TypeError("headers must be tuples of two strings") from None
+    if known is None:
+        known = _new_head(status, headers)
+        if len(known.lines) <= CACHED_BYTES:
+            if len(_heads) >= CACHED_ENTRIES:
+                _heads.clear()
+            _heads[key] = known
+    return known
+
+
+def _new_head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
+    if not isinstance(status, str):
+        raise TypeError(f"status must be a string, not {type(status).__name__}")
+    match = _STATUS.fullmatch(status)
+    if not match:
+        raise HeadError(f"bad status {status!r}")
+    code = int(match[1])
+    if code < 200:
+        raise HeadError(f"{code} is not a final status")
+    lines = [f"HTTP/1.1 {status if ' ' in status else status + ' '}\r\n"]
+    length = None
+    close = dated = served = False
+    for name, value in headers:
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"header names and values must be strings: {name!r}: {value!r}")
+        if not _NAME.fullmatch(name):
+            raise HeadError(f"bad header name {name!r}")
+        if not _VALUE.fullmatch(value):
+            raise HeadError(f"bad value of header {name}: {value!r}")
+        lower = name.lower()
+        if lower in _HOP_BY_HOP:
+            close = close or (lower == "connection" and "close" in value.lower())
+            continue
+        if lower == "content-length":
+            if not _DIGITS.fullmatch(value) or (length is not None and length != int(value)):
+                raise HeadError(f"bad Content-Length {value!r}")
+            if length is not None:
+                continue
+            length = int(value)
+            if code == 204:  # RFC 9110 8.6
+                continue
+        elif lower == "date":
+            dated = True
+        elif lower == "server":
+            served = True
+        lines.append(f"{name}: {value}\r\n")
+    if not served:
+        lines.append("Server: epollard\r\n")
+    return Head(code, "".join(lines).encode("latin-1"), length, close, dated)
+
+
+def date_line(now: float) -> bytes:
+    """The Date field (RFC 9110 6.6.1) for `now`, seconds since the epoch."""
+    t = time.gmtime(now)
+    day = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")[t.tm_wday]
+    month = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")[t.tm_mon - 1]
+    return f"Date: {day}, {t.tm_mday:02d} {month} {t.tm_year} {t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} GMT\r\n".encode()
+
+
+def refusal(status: int, date: bytes, *, body: bool = True) -> bytes:
+    """The server's own answer, after which the connection closes. `date` is a whole Date line."""
+    phrase = _REASONS.get(status, "Error")
+    text = f"{status} {phrase}\n".encode()
+    fields = f"HTTP/1.1 {status} {phrase}\r\nServer: epollard\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\n"
+    return b"".join((fields.encode(), CLOSE, date, b"\r\n", text if body else b""))
+
+
+def options(date: bytes, keep: bytes) -> bytes:
+    """The answer to `OPTIONS *`, which asks about the server and no application (RFC 9110 9.3.7). `keep` is a Connection line or empty."""
+    return b"".join((b"HTTP/1.1 200 OK\r\nServer: epollard\r\nContent-Length: 0\r\n", keep, date, b"\r\n"))
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk (RFC 9112 7.1). `data` is not empty: an empty chunk would end the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
