@@ -8,7 +8,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -25,9 +24,9 @@ def _count(frame: FrameType, event: str, argument: Any) -> None:
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     if environ["PATH_INFO"] == "/counts":
-        python = Counter[str]()
+        python: Counter[str] = Counter()
         for code, count in _python.copy().items():
-            python[f"{Path(code.co_filename).name}:{code.co_qualname}"] += count
+            python[f"{code.co_filename.rpartition("/")[2]}:{code.co_qualname}"] += count
         body = json.dumps({"python": python, "c": _c}).encode()
     else:
         if environ.get("CONTENT_LENGTH"):
