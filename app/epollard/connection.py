@@ -103,7 +103,10 @@ class Server:
         deadline with one store. Deadlines start from this second's end, so they are late by up to a second and never early.
         """
         self.date = response.date_line(now)
+        # How a head ends: the connection goes on, closes, or goes on for a client of HTTP/1.0.
         self.date_end = self.date + b"\r\n"
+        self.close_end = response.CLOSE + self.date_end
+        self.keep_end = response.KEEP + self.date_end
         base = monotonic + 1.0
         self.now = base
         header, body, write, keep_alive = self.timeouts

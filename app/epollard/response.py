@@ -40,7 +40,7 @@ class Head:
     `lines` lacks what belongs to one response only: framing, Date (unless `dated`), the empty line.
     """
 
-    __slots__ = ("bodiless", "close", "code", "dated", "length", "lines")
+    __slots__ = ("bodiless", "close", "code", "dated", "length", "lines", "plain")
 
     def __init__(self, code: int, lines: bytes, length: int | None, close: bool, dated: bool) -> None:
         self.code = code
@@ -48,7 +48,8 @@ class Head:
         self.length = length  # the application's Content-Length
         self.close = close
         self.dated = dated
-        self.bodiless = code == 204 or code == 304 or code < 200  # RFC 9112 6.3
+        self.bodiless = code == 204 or code == 304  # RFC 9112 6.3
+        self.plain = not (self.bodiless or close or dated)  # needs no second look
 
 
 _heads: dict[Any, Head] = {}

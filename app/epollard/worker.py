@@ -1,0 +1,216 @@
+"""A worker: one process, one loop, one application. Runs after the fork; answers to the supervisor's signals, never to its memory.
+
+States, on its row of the scoreboard: starting (the application is being imported), ready, draining (no new connections; what runs
+may finish), gone.
+"""
+
+import errno
+import faulthandler
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, cast
+
+from . import demo, importer, log, scoreboard
+from .accesslog import AccessLog
+from .config import Config
+from .connection import Server
+from .loop import IN, Loop
+from .request import HeadReader
+from .threads import Crew
+from .wsgi import App
+
+ACCEPTS: Final = 16  # connections accepted in one go: a burst does not starve those who are being served
+EXIT_LOAD: Final = 3  # the application could not be loaded
+REPORT_BYTES: Final = 60_000  # of a traceback; fits a pipe's buffer (pipe(7)), so that nobody has to read for us to go on
+
+
+class Worker:
+    """One worker process, from its first line to its exit status."""
+
+    def __init__(
+        self,
+        config: Config,
+        listeners: Sequence[socket.socket],
+        record: memoryview,
+        lifeline: int,
+        bell: int,
+        report: int,
+    ) -> None:
+        self._config = config
+        self._listeners = list(listeners)
+        self._record = record
+        self._lifeline = lifeline
+        self._bell = bell
+        self._report = report
+        self._paused: list[socket.socket] = []  # listeners that wait for a free descriptor
+        self._deadline = float("inf")
+
+    def run(self) -> int:
+        """Boot, serve, drain. Returns the process's exit status."""
+        slot = os.environ.get("EPOLLARD_WORKER_ID", "?")
+        log.configure(self._config.log_level, f"worker {slot}")
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides what it means
+        try:
+            app = load(self._config.app)
+        except importer.ApplicationError as error:
+            os.write(self._report, str(error).encode("utf-8", "backslashreplace")[-REPORT_BYTES:])
+            os.close(self._report)
+            return EXIT_LOAD
+        self._serve(app)
+        return 0
+
+    def _serve(self, app: App) -> None:
+        config = self._config
+        self._loop = loop = Loop()
+        access = AccessLog(config.access_log) if config.access_log != "off" else None
+        self._flush = access.flush if access else None
+        loop.on_turn = self._flush
+        self._crew = Crew(loop, app, config.threads, config.workers, access.add if access else None)
+        reader = HeadReader(config.max_line, config.max_headers, config.max_header_bytes)
+        self._server = server = Server(loop, reader, self._crew)
+        server.limit(config.max_body, config.header_timeout, config.body_timeout, config.write_timeout, config.keep_alive)
+        server.trigger(config.trigger)
+        loop.on_tick = self._tick
+        self._tick()
+        for listener in self._listeners:
+            self._watch(listener)
+        loop.watch(self._lifeline, IN, lambda events: self._drain("the supervisor is gone"))
+        self._watch_signals()
+        # What the application's import made will live as long as the worker: no collection need look at it again.
+        gc.collect()
+        gc.freeze()
+        self._set_state(scoreboard.READY)
+        os.close(self._report)
+        self._crew.run()
+        if self._flush is not None:
+            self._flush()
+        self._tick()
+
+    def _set_state(self, state: int) -> None:
+        self._record[scoreboard.STATE] = state
+        os.eventfd_write(self._bell, 1)
+
+    # Signals: they arrive as bytes in the loop, so that a handler never runs in the middle of anything.
+
+    def _watch_signals(self) -> None:
+        self._signals, writer = socket.socketpair()
+        for end in (self._signals, writer):
+            end.setblocking(False)
+        self._signal_writer = writer  # keeps it open
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, lambda *_: None)
+        self._loop.watch(self._signals.fileno(), IN, self._on_signals)
+
+    def _on_signals(self, events: int) -> None:
+        for number in self._signals.recv(64):
+            if number == signal.SIGQUIT:
+                self._loop.stopped = True
+            elif number == signal.SIGTERM:
+                self._drain("asked to")
+
+    # Once a second.
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._server.tick(now, time.time())
+        crew, record, server = self._crew, self._record, self._server
+        # Alive is who turns its loop, unless requests wait and no thread has moved.
+        record[scoreboard.HEARTBEAT] = int((crew.progress if crew.waiting else now) * 1e9)
+        record[scoreboard.ACCEPTED] = server.accepted
+        record[scoreboard.ACTIVE] = len(server.connections)
+        record[scoreboard.REQUESTS] = crew.answered
+        record[scoreboard.REJECTED] = server.rejected
+        record[scoreboard.ABORTED] = server.aborted
+        paused, self._paused = self._paused, []
+        for listener in paused:
+            self._watch(listener)
+        if now > self._deadline:
+            log.error("not drained in time: connections are cut")
+            os._exit(1)  # application threads may never return
+
+    # Listeners.
+
+    def _watch(self, listener: socket.socket) -> None:
+        if listener.family == socket.AF_UNIX:
+            local = ("localhost", "")
+            mask = IN | select.EPOLLEXCLUSIVE  # shared by all workers: wake one of them, not all (epoll_ctl(2))
+        else:
+            host, port = listener.getsockname()[:2]
+            local = (host, str(port))
+            mask = IN
+        # The class beneath `socket.socket`: an accepted socket costs a third of what `socket.accept` makes of it.
+        bare = cast(socket.SocketType, listener)
+        self._loop.watch(listener.fileno(), mask, partial(self._on_listener, bare, listener.family, local))
+
+    def _on_listener(self, listener: socket.SocketType, family: int, local: tuple[str, str], events: int) -> None:
+        accept = listener._accept  # type: ignore[attr-defined]
+        for _ in range(ACCEPTS):
+            try:
+                fd, peer = accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._pause(listener, error)
+                    return
+                continue  # the client left while it waited: accept(2), "Error handling"
+            self._server.accept(socket.SocketType(family, socket.SOCK_STREAM, 0, fd), peer, local)
+
+    def _pause(self, listener: socket.SocketType, error: OSError) -> None:
+        """No descriptor is free: connections wait in the queue for a second, instead of waking us in vain."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        log.warning(f"cannot accept ({error.strerror}; limit {limit}, {len(self._server.connections)} connections): waiting a second")
+        self._loop.unwatch(listener.fileno())
+        self._paused.append(cast(socket.socket, listener))
+
+    # The end.
+
+    def _drain(self, why: str) -> None:
+        """Take what waits in the queues, then no more; let what runs finish; end when the last connection is closed."""
+        if self._server.draining:
+            return
+        log.debug(f"draining: {why}")
+        self._loop.rehandle(self._lifeline, lambda events: None)
+        self._loop.unwatch(self._lifeline)
+        self._deadline = time.monotonic() + self._config.graceful_timeout + 5.0  # the supervisor's own comes first, if it lives
+        self._server.draining = True
+        self._set_state(scoreboard.DRAINING)
+        for listener in self._listeners:
+            if listener not in self._paused:
+                self._loop.unwatch(listener.fileno())
+        self._loop.post(self._empty_queues)
+
+    def _empty_queues(self) -> None:
+        if not self._listeners:
+            self._server.drain()
+            self._loop.on_turn = self._stop_when_idle
+            return
+        self._loop.post(self._empty_queues)  # first: serving a connection may cost this thread the loop
+        listener = self._listeners[-1]
+        try:
+            fd, peer = listener._accept()  # type: ignore[attr-defined]
+        except OSError:  # nothing waits any more (or nothing can be taken)
+            self._listeners.pop().close()
+            return
+        local = ("localhost", "") if listener.family == socket.AF_UNIX else listener.getsockname()[:2]
+        self._server.accept(socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd), peer, (local[0], str(local[1])))
+
+    def _stop_when_idle(self) -> None:
+        if self._flush is not None:
+            self._flush()
+        if not self._server.connections:
+            self._loop.stopped = True
+
+
+def load(spec: str | None) -> App:
+    """The application, or the demo where none is named. Raises `importer.ApplicationError`."""
+    return demo.application if spec is None else cast(App, importer.load(spec))
