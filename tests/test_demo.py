@@ -26,7 +26,7 @@ class Answer:
     body: bytes
 
 
-def ask(target: str, method: str = "GET", body: bytes = b"", **environ: Any) -> Answer:
+def ask(target: str, method: str = "GET", body: bytes = b"", /, **environ: Any) -> Answer:
     """Call the application once, as PEP 3333 says, and close what it returned."""
     path, _, query = target.partition("?")
     defaults = {

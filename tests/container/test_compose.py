@@ -1,0 +1,63 @@
+"""Promises of the Compose stack."""
+
+import json
+
+from engine import Container, docker, stack, until
+
+from epollard import config
+
+LISTENERS = """
+import json
+rows = [line.split() for line in open('/proc/net/tcp')][1:]
+print(json.dumps([(row[1], row[9]) for row in rows if row[3] == '0A']))  # local address and inode of what listens
+"""
+
+
+def test_every_option_is_passed_through(image: str) -> None:
+    """What is set outside reaches the server; what is not set there is not set inside either."""
+    names = ["WORKERS", "WEB_CONCURRENCY", "THREADS", *(config.variable(key) for key in config.OPTIONS), "EPOLLARD_CONFIG"]
+    values = {name: f"<{name}>" for name in names if name != "EPOLLARD_APP"} | {"APP": "<EPOLLARD_APP>"}
+    with stack(**values) as outside:
+        found = json.loads(outside.compose("config", "--format", "json"))["services"]["web"]["environment"]
+    assert found == {name: f"<{name}>" for name in names}
+
+
+def test_four_workers_one_address(image: str) -> None:
+    """`WORKERS=4 docker compose up` is healthy: four listeners on one address (so of one group), and four processes answer."""
+    with stack(WORKERS="4") as four:
+        four.compose("up", "--detach", "--wait", "web")
+        web = four.container("web")
+        listeners = [(address, inode) for address, inode in web.python(LISTENERS) if address == "00000000:1F40"]
+        assert len(listeners) == 4
+        assert len({inode for _, inode in listeners}) == 4
+        assert len(pids(web, 4)) == 4
+
+
+def pids(web: Container, count: int) -> set[int]:
+    """The processes that answer, asked until there are so many."""
+    found: set[int] = set()
+
+    def enough() -> bool:
+        found.add(json.loads(web.ask("/json")[1])["pid"])
+        return len(found) >= count
+
+    until(f"{count} workers answer", 20, enough)
+    return found
+
+
+def test_it_is_locked_down(image: str) -> None:
+    """No capability, no new privileges, nothing to write but /tmp; the kernel's settings are those of the file."""
+    program = """
+import json
+status = dict(line.split(':', 1) for line in open('/proc/1/status'))
+root = next(line.split() for line in open('/proc/mounts') if line.split()[1] == '/')
+print(json.dumps([status['CapEff'].strip(), status['CapBnd'].strip(), status['NoNewPrivs'].strip(), root[3].split(',')[0],
+                  int(open('/proc/sys/net/core/somaxconn').read()), int(open('/proc/sys/net/ipv4/tcp_migrate_req').read())]))
+"""
+    with stack(SOMAXCONN="1234") as locked:
+        locked.compose("up", "--detach", "--wait", "web")
+        web = locked.container("web")
+        assert web.python(program) == ["0" * 16, "0" * 16, "1", "ro", 1234, 1]
+        assert web.inspect()["HostConfig"]["Ulimits"] == [{"Name": "nofile", "Soft": 16384, "Hard": 16384}]
+        docker("stop", web.identity)
+        assert web.inspect()["State"]["ExitCode"] == 0

@@ -1,0 +1,134 @@
+"""Promises of the image by itself."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import pytest
+from engine import SCALE, docker, running, until
+
+LOCKED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+
+
+def test_both_names_work(image: str) -> None:
+    """`epollard` and `python -m epollard` are the same program."""
+    script = docker("run", "--rm", image, "--version")
+    module = docker("run", "--rm", "--entrypoint", "python", image, "-m", "epollard", "--version")
+    assert script.startswith("epollard ")
+    assert script == module
+
+
+def test_its_user_is_a_number_and_not_root(image: str) -> None:
+    """Kubernetes' `runAsNonRoot` wants a number to judge by; the processes run under it."""
+    with running(image) as container:
+        until("answers", 20, container.answers)
+        user, _, _ = container.inspect()["Config"]["User"].partition(":")
+        assert user.isdigit()
+        assert int(user) > 0
+        owners = container.python(
+            "import json, os; print(json.dumps([os.stat(f'/proc/{p}').st_uid for p in os.listdir('/proc') if p.isdigit()]))"
+        )
+        assert set(owners) == {int(user)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--user", "12345:0", "--read-only"), ("--user", "12345:54321", *LOCKED), LOCKED],
+    ids=["any user", "any user and group", "own user"],
+)
+def test_any_user_and_a_read_only_root(image: str, options: tuple[str, ...]) -> None:
+    """Whoever it runs as, and though it can write nowhere, it serves, small bodies and large ones."""
+    with running(image, options=options) as container:
+        until("answers", 20, container.answers)
+        assert container.ask("/hello") == (200, b"Hello, World!")
+        body = bytes(range(256)) * 4096 * 2
+        status, answer = container.ask("/upload", "POST", body)
+        assert status == 200
+        assert json.loads(answer) == {"length": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_idle_it_stops_at_once(image: str, workers: str) -> None:
+    """`docker stop` of an idle server takes less than a second, ends with 0, and leaves no worker to be killed."""
+    with running(image, options=("--env", f"WORKERS={workers}")) as container:
+        until("answers", 20, container.answers)
+        start = time.monotonic()
+        docker("stop", "--time", "20", container.identity)
+        took = time.monotonic() - start
+        assert container.inspect()["State"]["ExitCode"] == 0
+        assert took < 1.0 * SCALE
+
+
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [
+        ((), ()),
+        (("--env", "PORT=9000"), ()),
+        (("--env", "EPOLLARD_BIND=0.0.0.0:9000,unix:/dev/shm/socket"), ()),
+        (("--env", "PORT=7000"), ("--bind", "0.0.0.0:9000")),
+        (("--env", "PORT=7000"), ("--bind=0.0.0.0:9000", "epollard.demo:application")),
+        (("--entrypoint", "python3"), ("-m", "epollard", "--bind", "0.0.0.0:9000")),
+    ],
+    ids=["default", "PORT", "two addresses", "flag", "flag and app", "module"],
+)
+def test_health_is_asked_where_the_server_listens(image: str, options: tuple[str, ...], command: tuple[str, ...]) -> None:
+    """However the address was given, the HEALTHCHECK finds it, and turns healthy."""
+    inside = 9000 if options else 8000
+    with running(image, *command, options=("--health-interval", "500ms", *options), inside=inside) as container:
+
+        def health() -> str:
+            state = container.inspect()["State"]
+            assert state["Running"]
+            assert state["Health"]["Status"] != "unhealthy", state["Health"]["Log"]
+            return str(state["Health"]["Status"])
+
+        until("healthy", 20, lambda: health() == "healthy")
+        assert container.answers(inside)
+
+
+def test_health_is_not_taken_for_granted(image: str) -> None:
+    """Where nobody answers, the check says so and fails."""
+    check = ("python3", "/usr/local/lib/epollard/healthcheck.py")
+    with running(image) as container:
+        until("answers", 20, container.answers)
+        assert docker("exec", container.identity, *check) == ""
+        assert "0.0.0.0:9" in docker("exec", "--env", "PORT=9", container.identity, *check, status=1)
+        assert "EPOLLARD_THREADS" in docker("exec", "--env", "EPOLLARD_THREADS=x", container.identity, *check, status=1)
+
+
+def test_health_never_asks_the_application(image: str, tmp_path: Path) -> None:
+    """An application that answers nothing but errors is not the server's illness, and is not called for it."""
+    (tmp_path / "own.py").write_text("def app(environ, start_response):\n    print('called')\n    raise RuntimeError\n")
+    tmp_path.chmod(0o755)  # the image's user is somebody else
+    options = ("--volume", f"{tmp_path}:/app:ro", "--health-interval", "500ms")
+    with running(image, "own:app", options=options) as container:
+        until("healthy", 20, lambda: container.inspect()["State"]["Health"]["Status"] == "healthy")
+        assert "called" not in container.logs()
+        assert container.ask("/")[0] == 500
+
+
+@pytest.mark.parametrize("named", ["by variable", "by argument"])
+def test_two_lines_serve_ones_own_application(image: str, tmp_path: Path, named: str) -> None:
+    """FROM, COPY, and the application's name: nothing else is needed."""
+    (tmp_path / "Dockerfile").write_text("FROM epollard\nCOPY . .\n")
+    (tmp_path / "own.py").write_text(
+        "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'mine, all mine']\n"
+    )
+    tag = f"epollard-test-{tmp_path.name.lower()}"
+    docker("build", "--tag", tag, str(tmp_path))
+    options, command = (("--env", "EPOLLARD_APP=own:app"), ()) if named == "by variable" else ((), ("own:app",))
+    try:
+        with running(tag, *command, options=("--read-only", *options)) as container:
+            until("answers", 20, container.answers)
+            assert container.ask("/") == (200, b"mine, all mine")
+    finally:
+        docker("rmi", "--force", tag, status=None)
+
+
+@pytest.mark.parametrize(("command", "status"), [("--nonsense", 2), ("nothing.there:app", 3)])
+def test_what_is_wrong_ends_it_with_its_own_status(image: str, command: str, status: int) -> None:
+    """Bad configuration is 2, an application that cannot be loaded is 3, also through the container."""
+    with running(image, command) as container:
+        until("ends", 20, lambda: not container.inspect()["State"]["Running"])
+        assert container.inspect()["State"]["ExitCode"] == status

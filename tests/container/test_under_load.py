@@ -1,0 +1,228 @@
+"""Promises of the stack under Locust: a master, two workers, headless, against four processes."""
+
+import json
+import re
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from engine import SCALE, Stack, docker, stack, until
+from test_compose import pids
+
+ENOUGH = 20_000  # requests, over all journeys
+LIMIT = 150  # seconds for them, on the slowest machine
+JOURNEYS = {
+    *("GET /", "GET /bytes", "GET /echo", "POST /echo", "GET /hello", "HEAD /hello", "GET /json", "GET /nothing-here"),
+    *("GET /sleep", "GET /stream", "POST /upload"),
+    *("GET /hello (HTTP/1.0, one connection each)", "GET /hello (HTTP/1.1, one connection each)"),
+}
+
+pytestmark = pytest.mark.timeout(300 * SCALE)
+
+
+class Outcome(NamedTuple):
+    """What Locust's master said at its end."""
+
+    status: int
+    requests: dict[str, int]  # by journey
+    failures: dict[str, int]
+    errors: list[tuple[int, str]]  # how often, what
+
+    @property
+    def total(self) -> int:
+        return sum(self.requests.values())
+
+    @property
+    def failed(self) -> int:
+        return sum(self.failures.values())
+
+
+class Run:
+    """Locust at work in a stack."""
+
+    def __init__(self, four: Stack) -> None:
+        four.compose("--profile", "load", "up", "--detach", "--scale", "locust-worker=2")
+        self.master = four.container("locust")
+        self.lines: list[str] = []
+        self.count = 0  # requests so far, as Locust prints it every two seconds
+        self._follower = subprocess.Popen(
+            ["docker", "logs", "--follow", self.master.identity], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:  # ends with the container
+        assert self._follower.stdout
+        with self._follower.stdout as output:
+            for line in output:
+                self.lines.append(line.rstrip())
+                if match := re.match(r"\s+Aggregated\s+(\d+)\s+\d+\(", line):
+                    self.count = int(match[1])
+
+    def reach(self, count: int) -> None:
+        """Wait for so many requests."""
+
+        def reached() -> bool:
+            assert self._follower.poll() is None, "Locust has ended"
+            return self.count >= count
+
+        until(f"{count} requests", LIMIT, reached)
+
+    def end(self) -> Outcome:
+        """Stop the master where it still runs (it then prints its summary), and read what it says."""
+        docker("kill", "--signal", "TERM", self.master.identity, status=None)
+        self._follower.wait(60 * SCALE)
+        self._reader.join()
+        status = self.master.inspect()["State"]["ExitCode"]
+        # Its standard output is the summary; the log and the tables for people are on the other stream.
+        entries = json.loads(docker("logs", self.master.identity))
+        report = "\n".join(self.lines).rpartition("Error report")[2]
+        return Outcome(
+            status,
+            {f"{entry['method']} {entry['name']}": entry["num_requests"] for entry in entries},
+            {f"{entry['method']} {entry['name']}": entry["num_failures"] for entry in entries},
+            [(int(times), what) for times, what in re.findall(r"^(\d+) +(\S.*?) *$", report, re.MULTILINE)],
+        )
+
+
+@pytest.fixture(scope="session")
+def images(image: str) -> None:
+    """The examples' images, each from its own Dockerfile."""
+    for name in ("flask", "django"):
+        docker("build", "--tag", f"epollard-{name}", f"examples/{name}")
+
+
+def headless(**more: str) -> dict[str, str]:
+    return {
+        "WORKERS": "4",
+        "LOCUST_HEADLESS": "true",
+        "LOCUST_EXPECT_WORKERS": "2",
+        "LOCUST_USERS": "80",
+        "LOCUST_SPAWN_RATE": "80",
+        "LOCUST_THINK": "0.01",
+        "LOCUST_RUN_TIME": f"{LIMIT * SCALE:.0f}s",
+    } | more
+
+
+@pytest.mark.parametrize("app", ["demo", "flask", "django"])
+def test_no_request_fails(images: None, app: str) -> None:
+    """At least 20,000 requests over all journeys, each answer checked, and not one failure; whatever the framework."""
+    files = () if app == "demo" else (f"examples/{app}/compose.yaml",)
+    with stack(*files, **headless()) as four:
+        run = Run(four)
+        run.reach(ENOUGH)
+        outcome = run.end()
+        print(f"{app}: {outcome}")
+        assert outcome.failures == dict.fromkeys(outcome.requests, 0), outcome.errors
+        assert outcome.status == 0
+        assert outcome.requests.keys() == JOURNEYS
+        assert min(outcome.requests.values()) > 50
+        assert outcome.total >= ENOUGH
+        assert len(pids(four.container("web"), 4)) == 4
+
+
+KILL = """
+import json, os, signal, sys
+# Stop it first: what it has accepted does not change after that.
+victim = int(open('/proc/1/task/1/children').read().split()[0])
+os.kill(victim, signal.SIGSTOP)
+while open(f'/proc/{victim}/stat').read().rpartition(')')[2].split()[0] != 'T':
+    pass
+connected = {row[9] for row in map(str.split, list(open('/proc/net/tcp'))[1:]) if row[3] != '0A'}
+files = [os.readlink(f'/proc/{victim}/fd/{number}') for number in os.listdir(f'/proc/{victim}/fd')]
+held = sum(name.removeprefix('socket:[').rstrip(']') in connected for name in files)
+os.kill(victim, signal.SIGKILL)
+print(json.dumps([victim, held]))
+"""
+
+
+def test_a_killed_worker_costs_what_it_was_working_on(images: None) -> None:
+    """SIGKILL to a worker under load: no more requests fail than it held connections (each carries one request at a time),
+    they fail because the connection broke and not by a wrong answer, and another worker takes the dead one's place."""
+    with stack(**headless()) as four:
+        run = Run(four)
+        run.reach(ENOUGH // 8)
+        web = four.container("web")
+        victim, held = web.python(KILL)
+        run.reach(run.count + ENOUGH // 4)
+        outcome = run.end()
+        print(f"worker {victim} held {held} connections: {outcome}")
+        assert 0 < held <= 80
+        assert outcome.failed <= held, outcome.errors
+        assert not [error for _, error in outcome.errors if "wrong content" in error or "status" in error]
+        assert victim not in pids(web, 4)
+        assert re.search(rf"{victim}\b.*killed by signal (9|SIGKILL)", web.logs())
+
+
+LIAR = """
+from epollard.demo import application
+
+def app(environ, start_response):
+    '''The demo, but the last byte of each body is another, and what is missing is found.'''
+    def start(status, headers, exc_info=None):
+        return start_response('200 OK', headers)
+    pieces = list(application(environ, start))
+    pieces[-1:] = [piece[:-1] + b'?' for piece in pieces[-1:]]
+    return pieces
+"""
+
+
+def test_wrong_answers_are_seen(images: None, tmp_path: Path) -> None:
+    """Were the answers wrong, every journey that brings a body would fail: a load test that cannot fail proves nothing."""
+    (tmp_path / "liar.py").write_text(LIAR)
+    tmp_path.chmod(0o755)  # the image's user is somebody else
+    override = tmp_path / "compose.yaml"
+    override.write_text(f"services: {{web: {{volumes: ['{tmp_path}:/app:ro']}}}}")
+    with stack(str(override), **headless(APP="liar:app", WORKERS="1")) as one:
+        run = Run(one)
+        run.reach(1500)
+        outcome = run.end()
+        assert outcome.status == 1
+        right = {journey for journey in JOURNEYS if outcome.failures[journey] == 0}
+        assert right == {"HEAD /hello"}
+        for journey in JOURNEYS - right:
+            assert outcome.failures[journey] == outcome.requests[journey]
+
+
+def test_steps_climb_and_end(images: None) -> None:
+    """With LOCUST_STEPS the users climb, and Locust ends by itself after the last step."""
+    with stack(**headless(LOCUST_STEPS="4,9", LOCUST_STEP_TIME="3")) as stepped:
+        run = Run(stepped)
+        until("the end", 60, lambda: not run.master.inspect()["State"]["Running"])
+        outcome = run.end()
+        assert outcome.status == 0
+        assert outcome.failed == 0 < outcome.total
+        users = [int(count) for count in re.findall(r"Shape test updating to (\d+) users", "\n".join(run.lines))]
+        assert users == [4, 9]
+
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+def test_the_web_page_runs_the_same_journeys(images: None) -> None:
+    """`--profile load up` serves Locust's page; what is started there reaches the server through both workers."""
+    with stack(WORKERS="2") as plain:
+        plain.compose("--profile", "load", "up", "--detach", "--scale", "locust-worker=2")
+        page = plain.container("locust")
+
+        def ask(path: str, method: str = "GET", body: bytes | None = None) -> Any:
+            try:
+                status, answer = page.ask(path, method, body, FORM, inside=8089)
+            except OSError:
+                return None
+            return answer.decode() if status == 200 else None
+
+        assert "Locust" in until("the page", 30, lambda: ask("/"))
+        until("both workers", 30, lambda: len(json.loads(ask("/stats/requests") or "{}").get("workers", [])) == 2)
+        assert json.loads(ask("/swarm", "POST", b"user_count=20&spawn_rate=20&think=0.02"))["success"]
+
+        def stats() -> Any:
+            found = json.loads(ask("/stats/requests"))
+            names = {f"{entry['method']} {entry['name']}" for entry in found["stats"]}
+            return found if names >= JOURNEYS else None
+
+        found = until("every journey", 60, stats)
+        assert found["errors"] == []
+        assert all(worker["user_count"] == 10 for worker in found["workers"])
