@@ -267,11 +267,11 @@ footer { margin-top: 2.5rem; color: var(--soft); font-size: .9rem; }
 <h2>Serve your own application</h2>
 <p>Name a WSGI callable as <code>module:attribute</code>, or a factory as <code>module:factory()</code>:</p>
 <pre><b>$</b> epollard module:app</pre>
-<p>In a container, a Dockerfile of two lines beside your code, and the name of the app in <code>APP</code>:</p>
+<p>In a container, a Dockerfile of two lines beside your code:</p>
 <pre><b>FROM</b> epollard
 <b>COPY</b> . .</pre>
 <pre><b>$</b> docker build -t mine .
-<b>$</b> docker run -p 8000:8000 -e APP=module:app mine</pre>
+<b>$</b> docker run -p 8000:8000 mine module:app</pre>
 
 <h2>Try the routes of this demo</h2>
 <ul>
