@@ -1,0 +1,236 @@
+"""Listening sockets: from a checked address to listeners. Accepts nothing, knows no HTTP, and nothing of who will use them.
+
+Each TCP address is a group of listeners that share it by SO_REUSEPORT, one for each slot, so that every worker has a queue of
+its own. Unix sockets know no SO_REUSEPORT: their group is one listener, of which every slot has a duplicate.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+# Set on the listener: on Linux what it accepts inherits both, and no connection pays a system call for it.
+_TCP_OPTIONS: Final = {"nodelay": socket.TCP_NODELAY, "cork": socket.TCP_CORK, "default": None}
+
+# Of a name's several addresses, those that this machine lacks are passed over: a container without IPv6 knows `::1 localhost`.
+_NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+class BindError(Exception):
+    """One line: which address cannot be listened on, and why."""
+
+
+class TcpGroup:
+    """An address that a group of listeners shares. Port 0 becomes the port that the first of them is given."""
+
+    def __init__(self, family: int, address: tuple[Any, ...], only_v6: bool, backlog: int, tcp: str) -> None:
+        self.family = family
+        self.address = address
+        self._only_v6 = only_v6
+        self._backlog = backlog
+        self._option = _TCP_OPTIONS[tcp]
+
+    @property
+    def url(self) -> str:
+        """Where a browser finds it; a wildcard address is shown as it is."""
+        host, port = self.address[:2]
+        return f"http://[{host}]:{port}" if self.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+    def probe(self) -> None:
+        """`OSError` where somebody else listens there.
+
+        SO_REUSEPORT would silently share the address with another server of the same user, and the kernel give it half of the
+        connections; so we ask without.
+        """
+        self._bound(shared=False).close()
+
+    def join(self) -> socket.socket:
+        """One listener more, nonblocking. `OSError`."""
+        listener = self._bound(shared=True)
+        listener.listen(self._backlog)
+        self.address = listener.getsockname()
+        return listener
+
+    def close(self) -> None:
+        """Nothing to do: who joined holds all there is."""
+
+    def _bound(self, shared: bool) -> socket.socket:
+        bound = socket.socket(self.family, socket.SOCK_STREAM)
+        try:
+            bound.setblocking(False)
+            # What is left of connections of a server that has just ended does not count; one that listens does (socket(7)).
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if self._only_v6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if self._option is not None:
+                bound.setsockopt(socket.IPPROTO_TCP, self._option, 1)
+            bound.bind(self.address)
+        except BaseException:
+            bound.close()
+            raise
+        return bound
+
+
+class UnixGroup:
+    """A socket in the file system. Its file is ours to remove, unless somebody has put another in its place."""
+
+    def __init__(self, path: str, backlog: int) -> None:
+        self._path = path
+        self._backlog = backlog
+        self._listener: socket.socket | None = None
+        self._file = (0, 0)
+
+    @property
+    def url(self) -> str:
+        """No URL that a browser knows, but the address as `--bind` takes it."""
+        return f"unix:{self._path}"
+
+    def probe(self) -> None:
+        """Remove what a server left behind that ended without doing so. `OSError` where the file is anybody else's."""
+        try:
+            mode = os.lstat(self._path).st_mode
+        except FileNotFoundError:
+            return
+        if not stat.S_ISSOCK(mode):
+            raise FileExistsError(errno.EEXIST, "there is a file which is not a socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+            caller.setblocking(False)
+            answer = caller.connect_ex(self._path)
+        if answer != errno.ECONNREFUSED:  # connected, or the queue is full (EAGAIN), or we may not ask
+            raise OSError(errno.EADDRINUSE if answer in (0, errno.EAGAIN) else answer, os.strerror(answer))
+        os.unlink(self._path)
+
+    def join(self) -> socket.socket:
+        """A duplicate of the one listener. `OSError`."""
+        if self._listener is None:
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.setblocking(False)
+            self._listener.bind(self._path)
+            self._file = _identity(self._path)
+            self._listener.listen(self._backlog)
+        return self._listener.dup()
+
+    def close(self) -> None:
+        """Close the one listener. Its duplicates, and the file, are still there."""
+        if self._listener is not None:
+            self._listener.close()
+
+    def unlink(self) -> None:
+        """Remove the file."""
+        try:
+            if _identity(self._path) == self._file:
+                os.unlink(self._path)
+        except OSError:
+            pass  # gone already, or no longer ours to remove
+
+
+Group = TcpGroup | UnixGroup
+
+
+def bind(addresses: Sequence[str], slots: int, backlog: int, tcp: str) -> tuple[list[Group], list[list[socket.socket]]]:
+    """Listen on each `HOST:PORT`, `[IPV6]:PORT` and `unix:PATH`: the groups, and of each slot one listener from each group.
+
+    A name is listened on at all its addresses, and port 0 becomes the same port at all of them. `BindError`.
+    """
+    groups: list[Group] = []
+    listeners: list[list[socket.socket]] = [[] for _ in range(slots)]
+    try:
+        resolved = []
+        for text in addresses:
+            with _telling(text):
+                resolved.append((text, [] if text.startswith("unix:") else _resolve(text)))
+        plan = list(_plan(resolved, backlog, tcp))
+        # All are probed before the first one listens, for our own may overlap: 0.0.0.0:80 and 127.0.0.1:80.
+        for text, found in plan:
+            with _telling(text):
+                _probe(found)
+        for text, found in plan:
+            with _telling(text):
+                _listen(found, groups, listeners)
+    except BindError:
+        close(groups, listeners)
+        unlink(groups)
+        raise
+    return groups, listeners
+
+
+def close(groups: Sequence[Group], listeners: Sequence[Sequence[socket.socket]]) -> None:
+    """Close our copies. Where no worker has its own, whoever is still in a queue is turned away by the kernel."""
+    for own in listeners:
+        for listener in own:
+            listener.close()
+    for group in groups:
+        group.close()
+
+
+def unlink(groups: Sequence[Group]) -> None:
+    """Remove the files of unix sockets."""
+    for group in groups:
+        if isinstance(group, UnixGroup):
+            group.unlink()
+
+
+def _resolve(text: str) -> list[tuple[int, tuple[Any, ...]]]:
+    host, _, port = text.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _plan(
+    resolved: Sequence[tuple[str, Sequence[tuple[int, tuple[Any, ...]]]]], backlog: int, tcp: str
+) -> Iterator[tuple[str, list[Group]]]:
+    v4_ports = {address[1] for _, found in resolved for family, address in found if family == socket.AF_INET} - {0}
+    seen = set()
+    for text, found in resolved:
+        if text.startswith("unix:"):
+            yield text, [UnixGroup(text.removeprefix("unix:"), backlog)]
+            continue
+        groups: list[Group] = []
+        for family, address in found:
+            if address not in seen or not address[1]:  # a name may stand for an address that is given as well
+                seen.add(address)
+                # Where an IPv4 address has the same port, [::] must not claim it too; else it is as the system says (ipv6(7)).
+                only_v6 = family == socket.AF_INET6 and address[1] in v4_ports
+                groups.append(TcpGroup(family, address, only_v6, backlog, tcp))
+        yield text, groups
+
+
+def _probe(groups: list[Group]) -> None:
+    """Probe each; take out those that this machine does not have, while another is left."""
+    for group in tuple(groups):
+        try:
+            group.probe()
+        except OSError as error:
+            if error.errno not in _NOT_HERE or len(groups) == 1:
+                raise
+            groups.remove(group)
+
+
+def _listen(found: Sequence[Group], groups: list[Group], listeners: Sequence[list[socket.socket]]) -> None:
+    port = 0
+    for group in found:
+        if isinstance(group, TcpGroup) and port:
+            group.address = (group.address[0], port, *group.address[2:])
+        groups.append(group)
+        for own in listeners:
+            own.append(group.join())
+        port = group.address[1] if isinstance(group, TcpGroup) else 0
+
+
+@contextlib.contextmanager
+def _telling(text: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = "another server listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise BindError(f"cannot listen on {text}: {why}") from None
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino

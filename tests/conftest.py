@@ -1,0 +1,77 @@
+"""Fixtures that start the real server. A test says what it needs; it never stops, cleans up or waits by itself."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import MODES, Mode, Server
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """`start("apps.hello:app", workers=2)` starts a server of the test's own, in whatever mode is the default.
+
+    At the end it is stopped and held against what every server promises (`Server.stop`).
+    """
+    with _servers() as launch:
+        count = 0
+
+        def start(app: str | None = "apps.hello:app", *, wait: bool = True, **options: object) -> Server:
+            nonlocal count
+            count += 1
+            directory = tmp_path / f"server-{count}"
+            directory.mkdir()
+            server = launch(app, directory, **options)
+            return server.started() if wait else server
+
+        yield start
+
+
+@pytest.fixture(scope="module", params=MODES, ids=str)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    """A test that has this fixture runs once in each mode: level, edge and oneshot, each with 1 and 8 threads."""
+    found: Mode = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def serve(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """`serve("apps.hello:app", **options)` is a server in each mode. Tests of a module that ask for the same one share it.
+
+    So no test may leave it other than it found it; one that must says `own=True`.
+    """
+    with _servers() as launch:
+        shared: dict[str, Server] = {}
+
+        def serve(app: str | None = "apps.hello:app", *, own: bool = False, **options: object) -> Server:
+            options = {"trigger": mode.trigger, "threads": mode.threads, **options}
+            key = repr((app, sorted(options.items())))
+            if own or key not in shared or shared[key].process.poll() is not None:
+                server = launch(app, tmp_path_factory.mktemp("server"), **options).started()
+                if own:
+                    return server
+                shared[key] = server
+            return shared[key]
+
+        yield serve
+
+
+@contextlib.contextmanager
+def _servers() -> Iterator[Start]:
+    """Start servers; at the end stop them all, and check that they do so."""
+    with contextlib.ExitStack() as stack:
+
+        def launch(app: str | None, directory: Path, **options: object) -> Server:
+            server = Server(app, directory, **options)
+            stack.callback(server.kill)
+            stopping.append(server)
+            return server
+
+        stopping: list[Server] = []
+        yield launch
+        for server in stopping:
+            server.stop()

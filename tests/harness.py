@@ -1,0 +1,380 @@
+"""The real server as a process, and a client that sends bytes. Waits for conditions with a deadline, never for time to pass."""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar
+
+# One factor for every wait, for slow or crowded machines.
+SCALE = float(os.environ.get("EPOLLARD_TEST_SCALE", "1"))
+WAIT = 10 * SCALE  # seconds: for what happens at once, on a machine that is busy
+TESTS = Path(__file__).parent
+SOURCE = TESTS.parent / "app"
+
+HAS_V6 = Path("/proc/net/if_inet6").exists() and " lo\n" in Path("/proc/net/if_inet6").read_text("ascii")
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], what: str | Callable[[], str] = "", seconds: float = WAIT) -> T:
+    """What `condition` returns as soon as that is true. `AssertionError` after `seconds`, which are scaled already."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain: {what() if callable(what) else what}"
+        time.sleep(0.005)
+    return found
+
+
+# --- The server ------------------------------------------------------------------------------------------------------
+
+
+class Mode(NamedTuple):
+    """One of the ways in which every promise must hold."""
+
+    trigger: str
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.trigger}-{self.threads}"
+
+
+MODES = [Mode(trigger, threads) for trigger in ("level", "edge", "oneshot") for threads in (1, 8)]
+
+
+class Server:
+    """`python -m epollard`, started on port 0. A keyword `some_name=value` is the flag `--some-name value`."""
+
+    def __init__(
+        self,
+        app: str | None,
+        directory: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        launcher: Sequence[str] = (),
+        **options: object,
+    ) -> None:
+        """Start it; `started()` waits until it serves. Its logs go to files in `directory`, which must be its own."""
+        options = {"bind": "127.0.0.1:0", "workers": 1, **options}
+        words = [*launcher, sys.executable, "-m", "epollard"]
+        for name, value in options.items():
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += [f"--{name.replace('_', '-')}", str(one)]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("EPOLLARD_")}
+        for name in "HOST", "PORT", "WORKERS", "WEB_CONCURRENCY", "THREADS":
+            kept.pop(name, None)
+        path = os.pathsep.join([str(SOURCE), str(TESTS)])
+        self._log = directory / "stderr"
+        self._access = directory / "stdout"
+        with self._log.open("wb") as stderr, self._access.open("wb") as stdout:
+            self.process = subprocess.Popen(
+                words + ([app] if app else []),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=directory,
+                env=kept | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | dict(env or {}),
+                start_new_session=True,  # to find, at the end, whatever it has left behind
+            )
+        self.pid = self.process.pid
+
+    def started(self) -> Self:
+        """Wait until all of its workers are ready."""
+        wait_for(lambda: self.process.poll() is not None or "ready" in self.log, lambda: self.log)
+        assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log}"
+        return self
+
+    @property
+    def log(self) -> str:
+        """What it has written to standard error so far."""
+        return self._log.read_text("utf-8", "replace")
+
+    @property
+    def access(self) -> str:
+        """What it has written to standard output so far."""
+        return self._access.read_text("utf-8", "replace")
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses that it says it listens on."""
+        return re.findall(r"listening on (\S+)", self.log)
+
+    @property
+    def url(self) -> str:
+        return self.urls[0]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of its first address."""
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def port(self) -> int:
+        return self.address[1]
+
+    def workers(self) -> list[int]:
+        """The processes that it has now, in the order of their start."""
+        return children(self.pid)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the supervisor."""
+        self.process.send_signal(number)
+
+    def wait_log(self, pattern: str, count: int = 1, seconds: float = WAIT) -> re.Match[str]:
+        """Wait for the `count`th place in the log that matches."""
+        found = wait_for(
+            lambda: list(re.finditer(pattern, self.log, re.MULTILINE))[count - 1 :],
+            lambda: f"{count} of {pattern!r} in:\n{self.log}",
+            seconds,
+        )
+        return found[0]
+
+    def ended(self, seconds: float = WAIT) -> int:
+        """Wait until it has ended; its exit status."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still there after {seconds:g} s:\n{self.log}") from None
+
+    def connect(self, **options: object) -> "Client":
+        """A new connection to its first address."""
+        return Client(self.address, **options)
+
+    def get(self, target: str = "/", **headers: str) -> "Response":
+        """The answer to one GET on a connection of its own."""
+        with self.connect() as client:
+            return client.get(target, close=True, **headers)
+
+    def stop(self) -> None:
+        """Stop it, and hold it against what every test may expect: TERM ends it with 0, and nothing is left of it."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+            assert self.ended() == 0, self.log
+        left = wait_for_none(lambda: session(self.pid))
+        assert not left, f"left behind: {left}\n{self.log}"
+        assert "Exception ignored" not in self.log, self.log
+
+    def kill(self) -> None:
+        """Leave nothing of it, whatever has happened."""
+        for pid in [self.pid, *session(self.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def wait_for_none(condition: Callable[[], list[int]]) -> list[int]:
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: not condition())
+    return condition()
+
+
+def children(pid: int) -> list[int]:
+    """The living children of a process, in the order of their start (proc_pid_stat(5): ppid is 4, state 3, start 22)."""
+    found = [(int(fields[19]), child) for child, fields in _processes() if int(fields[1]) == pid and fields[0] != "Z"]
+    return [child for _, child in sorted(found)]
+
+
+def session(leader: int) -> list[int]:
+    """The living processes of a session, but for those that have begun one of their own."""
+    return [pid for pid, fields in _processes() if int(fields[3]) == leader and fields[0] != "Z"]
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and it is not a zombie."""
+    return any(found == pid and fields[0] != "Z" for found, fields in _processes())
+
+
+def _processes() -> Iterator[tuple[int, list[str]]]:
+    """Every process and the fields of its `stat` from the third (its state) on."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                yield int(name), Path("/proc", name, "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+
+
+# --- The client ------------------------------------------------------------------------------------------------------
+
+
+class Response(NamedTuple):
+    """An answer as it came."""
+
+    version: str
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]  # names in lower case
+    body: bytes
+    trailers: list[tuple[str, str]]
+
+    def header(self, name: str) -> str | None:
+        """The one value of a header; `None` where it is missing. `AssertionError` where there are several."""
+        values = [value for key, value in self.headers if key == name.lower()]
+        assert len(values) <= 1, f"{name} is there {len(values)} times"
+        return values[0] if values else None
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+class Client:
+    """A connection that sends the bytes it is told to, and is strict about what comes back (RFC 9112)."""
+
+    def __init__(
+        self, address: tuple[str, int] | str, *, timeout: float = WAIT, receive_buffer: int = 0, source: str = ""
+    ) -> None:
+        """Connect, by TCP or to a Unix path. `receive_buffer` makes the kernel take little before we read (socket(7))."""
+        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.socket = socket.socket(family)
+        self.socket.settimeout(timeout)
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source:
+            self.socket.bind((source, 0))
+        self.socket.connect(address)
+        self._buffer = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Close with a reset, as a client that crashes (SO_LINGER of 0 seconds)."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.socket.close()
+
+    def send(self, *pieces: bytes) -> Self:
+        """Send all of it, in one piece."""
+        self.socket.sendall(b"".join(pieces))
+        return self
+
+    def half_close(self) -> Self:
+        """Say that nothing more will be sent."""
+        self.socket.shutdown(socket.SHUT_WR)
+        return self
+
+    def request(self, target: str = "/", method: str = "GET", body: bytes = b"", close: bool = False, **headers: str) -> Self:
+        """Send a well-formed HTTP/1.1 request. A keyword `some_name="x"` is the field `some-name: x`."""
+        fields = {"host": "test", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        if body or method in ("POST", "PUT", "PATCH"):
+            fields.setdefault("content-length", str(len(body)))
+        if close:
+            fields["connection"] = "close"
+        head = f"{method} {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
+        return self.send(head.encode("latin-1"), body)
+
+    def get(self, target: str = "/", close: bool = False, **headers: str) -> Response:
+        """GET and read the answer."""
+        return self.request(target, close=close, **headers).response()
+
+    def post(self, target: str, body: bytes, close: bool = False, **headers: str) -> Response:
+        """POST and read the answer."""
+        return self.request(target, "POST", body, close=close, **headers).response()
+
+    def response(self, method: str = "GET") -> Response:
+        """Read one answer, to a request with `method`; what comes after it stays for the next call.
+
+        1xx is an answer of its own here, so that a test sees it.
+        """
+        head = self._until(b"\r\n\r\n")
+        assert b"\n" not in head.replace(b"\r\n", b""), f"a bare line feed: {head!r}"
+        start, *lines = head[:-4].decode("latin-1").split("\r\n")
+        match = re.fullmatch(r"(HTTP/1\.[01]) ([1-5][0-9][0-9]) ([\t\x20-\x7e\x80-\xff]*)", start)
+        assert match, f"no status line: {start!r}"
+        status = int(match[2])
+        headers = _fields(lines)
+        lengths = [value for name, value in headers if name == "content-length"]
+        codings = [value for name, value in headers if name == "transfer-encoding"]
+        assert len(lengths) + len(codings) <= 1, f"two framings: {headers}"
+        body = b""
+        trailers: list[tuple[str, str]] = []
+        if method == "HEAD" or status < 200 or status in (204, 304):
+            if status < 200 or status == 204:
+                assert not lengths, f"{status} with a length (RFC 9110 8.6): {headers}"
+                assert not codings, f"{status} with a coding (RFC 9112 6.1): {headers}"
+        elif codings:
+            assert codings == ["chunked"], codings
+            body, trailers = self._chunks()
+        elif lengths:
+            assert lengths[0].isdigit(), lengths
+            body = self._exactly(int(lengths[0]))
+        else:
+            body = self.rest()
+        return Response(match[1], status, match[3], headers, body, trailers)
+
+    def rest(self) -> bytes:
+        """Read until the other side closes. `ConnectionResetError` where it does so rudely."""
+        while self._more():
+            pass
+        rest, self._buffer = self._buffer, b""
+        return rest
+
+    def closed(self) -> bool:
+        """Wait for the other side to close, without a byte more; `False` where there is one, or silence."""
+        try:
+            return not self._buffer and not self.socket.recv(1)
+        except ConnectionResetError:
+            return True
+        except TimeoutError:
+            return False
+
+    def quiet(self, seconds: float) -> bool:
+        """Whether nothing comes, no end either, for so long. For promises to *not* do something; not scaled."""
+        return not self._buffer and not select.select([self.socket], [], [], seconds)[0]
+
+    def _more(self) -> bool:
+        received = self.socket.recv(65536)
+        self._buffer += received
+        return bool(received)
+
+    def _until(self, end: bytes) -> bytes:
+        while end not in self._buffer:
+            assert self._more(), f"the end came after {self._buffer!r}"
+        found, _, self._buffer = self._buffer.partition(end)
+        return found + end
+
+    def _exactly(self, count: int) -> bytes:
+        pieces = bytearray(self._buffer)
+        while len(pieces) < count:
+            received = self.socket.recv(65536)
+            assert received, f"the end came after {len(pieces)} of {count} bytes"
+            pieces += received
+        self._buffer = bytes(pieces[count:])
+        return bytes(pieces[:count])
+
+    def _chunks(self) -> tuple[bytes, list[tuple[str, str]]]:
+        body = []
+        while True:
+            line = self._until(b"\r\n")[:-2]
+            assert re.fullmatch(rb"[0-9a-fA-F]{1,16}", line), f"no chunk size: {line!r}"
+            size = int(line, 16)
+            if not size:
+                break
+            body.append(self._exactly(size))
+            assert self._exactly(2) == b"\r\n"
+        trailers = []
+        while line := self._until(b"\r\n")[:-2]:
+            trailers.append(line.decode("latin-1"))
+        return b"".join(body), _fields(trailers)
+
+
+def _fields(lines: list[str]) -> list[tuple[str, str]]:
+    fields = []
+    for line in lines:
+        match = re.fullmatch(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*", line)
+        assert match, f"no field: {line!r}"
+        fields.append((match[1].lower(), match[2]))
+    return fields

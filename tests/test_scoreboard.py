@@ -1,0 +1,52 @@
+"""The shared records: what a child writes its parent reads, and a record is never handed out twice."""
+
+import os
+
+import pytest
+
+from epollard import scoreboard
+from epollard.scoreboard import ACTIVE, FREE, PID, REQUESTS, SLOT, STARTING, STATE, WIDTH, Scoreboard
+
+
+def test_a_claimed_record_is_clean_and_starting():
+    """What the last owner counted is not put down to the next."""
+    board = Scoreboard(1)
+    record = board.claim()
+    record[REQUESTS] = 7
+    record[STATE] = FREE
+    assert list(board.claim()) == [STARTING if column == STATE else 0 for column in range(WIDTH)]
+
+
+def test_no_record_is_claimed_twice():
+    """Each worker has its own record until it is freed; then there is room again."""
+    board = Scoreboard(3)
+    records = [board.claim() for _ in range(3)]
+    for number, record in enumerate(records):
+        record[SLOT] = number
+    assert [board.record(index)[SLOT] for index in range(3)] == [0, 1, 2]
+    with pytest.raises(LookupError, match="all 3 records"):
+        board.claim()
+    records[1][STATE] = FREE
+    board.claim()[SLOT] = 9
+    assert [board.record(index)[SLOT] for index in range(3)] == [0, 9, 2]
+
+
+def test_a_parent_reads_what_its_child_writes():
+    """The memory is one for all processes, and numbers of 64 bits arrive whole, negative ones too."""
+    board = Scoreboard(2)
+    record = board.claim()
+    pid = os.fork()
+    if not pid:
+        record[PID] = os.getpid()
+        record[ACTIVE] = -(2**63)
+        record[REQUESTS] = 2**63 - 1
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert (record[PID], record[ACTIVE], record[REQUESTS]) == (pid, -(2**63), 2**63 - 1)
+    assert list(board.record(1)) == [0] * WIDTH
+
+
+def test_states_have_names():
+    """A state that is shown by another's name would be a lie on every page that shows it."""
+    states = [scoreboard.FREE, scoreboard.STARTING, scoreboard.READY, scoreboard.DRAINING]
+    assert [scoreboard.STATE_NAMES[state] for state in states] == ["free", "starting", "ready", "draining"]
