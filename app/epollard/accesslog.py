@@ -26,9 +26,8 @@ class AccessLog:
         target = line.target  # judged to be visible ASCII without quotes, or escaped here
         if '"' in target or "\\" in target:
             target = target.replace("\\", "\\\\").replace('"', '\\"')
-        self._lines.append(
-            f'{host or "-"} - - [{self._now()}] "{line.method} {target} HTTP/{request.fields.version}" {code} {sent} {seconds:.6f}\n'
-        )
+        asked = f"{line.method} {target} HTTP/{request.fields.version}"
+        self._lines.append(f'{host or "-"} - - [{self._now()}] "{asked}" {code} {sent} {seconds:.6f}\n')
         if len(self._lines) > FLUSH_ABOVE:
             self.flush()
 

@@ -119,8 +119,11 @@ class Server:
             connection.on_deadline()
 
     def accept(self, sock: "socket.SocketType", peer: object, local: tuple[str, str]) -> None:
-        """Take over an accepted connection. What it has sent already is read before epoll is told of it: a client that asks once is
-        answered and gone without a single `epoll_ctl`."""
+        """Take over an accepted connection.
+
+        What it has sent already is read before epoll is told of it: a client that asks once is answered and gone without a
+        single `epoll_ctl`.
+        """
         self.accepted += 1
         host, port = peer[:2] if isinstance(peer, tuple) else ("", "")
         connection = Connection(sock, self, (host, str(port)), local)
@@ -208,7 +211,7 @@ class Connection:
             self.due = self.server.header_due  # a head's deadline runs from its first byte
 
     def _advance_armed(self, data: bytes) -> None:
-        """As level-triggered, but epoll says things once: ask again where it must (one-shot), or where bytes may be left (edge)."""
+        """As level-triggered, but epoll says things once: ask again where it must (one-shot) or bytes may be left (edge)."""
         ask = self.server.oneshot or len(data) == RECEIVE
         self.paused = ask
         self._advance()
@@ -385,7 +388,7 @@ class Connection:
             raise ProtocolError(413, f"body over {self.server.max_body} bytes")
         else:
             self.decoder = LengthBody(fields.length)
-        # Who waits for "100 Continue" and never hears it may send the body or not: then nobody knows where the next request begins.
+        # Who waits for "100 Continue" and never hears it may send the body or not: nobody knows where the next request begins.
         self.closing = self.closing or fields.expect
         self._become(BUSY)
         self.due = NEVER
@@ -395,7 +398,7 @@ class Connection:
         return answer
 
     def read_body(self, closing: bool, expected: bool) -> bytes | None:
-        """The sink wants its body. `closing`: after the answer; `expected`: say "100 Continue" first. Returns as an application does."""
+        """The sink wants its body; returns as an application does. `closing`: after the answer; `expected`: say "100 Continue"."""
         self.closing = closing
         if self.closed or self.decoder is None:
             return None
@@ -621,12 +624,12 @@ class Connection:
             if sent == len(piece):
                 out.popleft()
                 if type(piece) is not memoryview:
-                    os.close(piece.fd)  # type: ignore[union-attr]  # a File: `type() is` does not narrow the other branch
+                    os.close(piece.fd)
             elif type(piece) is memoryview:
                 out[0] = piece[sent:]
             else:
-                piece.offset += sent  # type: ignore[union-attr]
-                piece.count -= sent  # type: ignore[union-attr]
+                piece.offset += sent
+                piece.count -= sent
         if moved:
             self.due = self.server.write_due
         if self.on_drained is not None and self.pending <= LOW:

@@ -35,7 +35,7 @@ TRAILER_BYTES: Final = 16 * 1024
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[\t ]*(?:;[\t -~\x80-\xff]*)?")
 # RFC 9110 6.5.1: fields that decide framing, routing or authentication have no place in a trailer.
 _NO_TRAILERS: Final = frozenset(
-    ("transfer-encoding", "content-length", "host", "connection", "expect", "te", "trailer", "upgrade", "authorization", "cookie")
+    ["transfer-encoding", "content-length", "host", "connection", "expect", "te", "trailer", "upgrade", "authorization", "cookie"]
 )
 
 
@@ -103,12 +103,15 @@ class HeadReader:
         self._hosts: set[str] = set()
 
     def read(self, data: bytes, start: int = 0) -> Request | None:
-        """Read the head that begins at `start`. None: more bytes are needed. Raises `ProtocolError` 400, 414, 417, 431, 501, 505."""
+        """Read the head that begins at `start`. None: more bytes are needed.
+
+        Raises `ProtocolError` 400, 413, 414, 417, 431, 501, 505.
+        """
         end = data.find(b"\r\n\r\n", start)
         if end < 0:
             self._judge_part(data, start)
             return None
-        # A target holds no space, so the first " HTTP/" ends it: what is left of it is remembered apart from what is right of it.
+        # A target holds no space, so the first " HTTP/" ends it: what is left of it is remembered apart from what is right.
         left, _, right = data[start:end].partition(b" HTTP/")
         line = self._lines.get(left) or self._read_line(left)
         fields = self._blocks.get(right) or self._read_block(right, len(left))
@@ -323,7 +326,7 @@ class LengthBody:
 
 
 class ChunkedBody:
-    """A chunked body (RFC 9112 7.1) of at most `limit` bytes. Line ends are CRLF and nothing else; trailers are judged and dropped."""
+    """A chunked body (RFC 9112 7.1) of at most `limit` bytes. Lines end by CRLF alone; trailers are judged and dropped."""
 
     __slots__ = ("_buffer", "_left", "_stage", "_taken", "_trailers", "done", "limit", "rest")
 

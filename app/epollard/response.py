@@ -18,7 +18,7 @@ _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
-# RFC 9110 7.6.1: these speak of the connection, which is the server's. "close" is heard, the rest is dropped (PEP 3333 forbids it).
+# RFC 9110 7.6.1: these speak of the connection, which is the server's. "close" is heard, the rest (PEP 3333 forbids it) dropped.
 _HOP_BY_HOP: Final = frozenset(
     ("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
 )
@@ -129,7 +129,10 @@ def refusal(status: int, date: bytes, *, body: bool = True) -> bytes:
 
 
 def options(date: bytes, keep: bytes) -> bytes:
-    """The answer to `OPTIONS *`, which asks about the server and no application (RFC 9110 9.3.7). `keep` is a Connection line or empty."""
+    """The answer to `OPTIONS *`, which asks about the server and no application (RFC 9110 9.3.7).
+
+    `keep` is a Connection line or empty, `date` a whole Date line.
+    """
     return b"".join((b"HTTP/1.1 200 OK\r\nServer: epollard\r\nContent-Length: 0\r\n", keep, date, b"\r\n"))
 
 

@@ -1,12 +1,12 @@
-"""Leader and followers: the threads of a WSGI worker. One of them turns the loop; which one changes, and no request ever moves.
+"""Leader and followers: the threads of a WSGI worker. One of them turns the loop; which one changes; no request ever moves.
 
-The leader calls the application inline: a quick request pays for no queue and no hand-over. While the application's code runs, the
-exchange lies on the leader's token list. A watching thread that sees the same exchange lie there for a while takes it, and the loop
-with it, and makes a follower the leader. When the slow code returns, its token is gone: that is how it learns that it leads no more.
-List `append` and `pop` are atomic, so exactly one side gets it.
+The leader calls the application inline: a quick request pays for no queue and no hand-over. While the application's code runs,
+the exchange lies on the leader's token list. A watching thread that sees the same exchange lie there for a while takes it, and
+the loop with it, and makes a follower the leader. When the slow code returns, its token is gone: that is how it learns that it
+leads no more. List `append` and `pop` are atomic, so exactly one side gets it.
 
-The watcher never runs application code. Where all other threads are busy it turns the loop itself: connections are accepted, read,
-written and judged as ever, and requests wait for a thread. So `threads=1` is strictly one request at a time.
+The watcher never runs application code. Where all other threads are busy it turns the loop itself: connections are accepted,
+read, written and judged as ever, and requests wait for a thread. So `threads=1` is strictly one request at a time.
 """
 
 import threading
@@ -33,7 +33,7 @@ Job = tuple[Connection, Request, Any]
 
 
 class LoopLostError(BaseException):
-    """Unwinds a thread that lost the loop while it was in the middle of a turn. Not an error, and not for applications to catch."""
+    """Unwinds a thread that lost the loop in the middle of a turn. Not an error, and not for applications to catch."""
 
 
 class Seat:
@@ -69,10 +69,9 @@ class Crew:
 
     def run(self) -> None:
         """Serve on this thread and the others until the loop is stopped."""
-        others = [threading.Thread(target=self._work, args=(False,), name=f"app-{n}", daemon=True) for n in range(1, self.threads)]
-        others.append(threading.Thread(target=self._watch, name="watcher", daemon=True))
-        for thread in others:
-            thread.start()
+        for number in range(1, self.threads):
+            threading.Thread(target=self._work, args=(False,), name=f"app-{number}", daemon=True).start()
+        threading.Thread(target=self._watch, name="watcher", daemon=True).start()
         self._work(True)
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> None:
@@ -195,7 +194,7 @@ class Crew:
             if job is True:
                 leading = True
             elif job:
-                self._serve(job)  # type: ignore[arg-type]  # neither True nor None: a Job
+                self._serve(job)
 
     def _lead(self, seat: Seat) -> bool:
         """Turn the loop. True: it is stopped. False: somebody else turns it now."""

@@ -1,7 +1,6 @@
-"""A worker: one process, one loop, one application. Runs after the fork; answers to the supervisor's signals, never to its memory.
+"""A worker: one process, one loop, one application. Hears the supervisor by signals alone; its say is a row of the scoreboard.
 
-States, on its row of the scoreboard: starting (the application is being imported), ready, draining (no new connections; what runs
-may finish), gone.
+Its states: starting (the application is being imported), ready, draining (no new connections; what runs may finish), gone.
 """
 
 import errno
@@ -167,8 +166,8 @@ class Worker:
 
     def _pause(self, listener: socket.SocketType, error: OSError) -> None:
         """No descriptor is free: connections wait in the queue for a second, instead of waking us in vain."""
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        log.warning(f"cannot accept ({error.strerror}; limit {limit}, {len(self._server.connections)} connections): waiting a second")
+        limit, count = resource.getrlimit(resource.RLIMIT_NOFILE)[0], len(self._server.connections)
+        log.warning(f"cannot accept ({error.strerror}; limit {limit}, {count} connections): waiting a second")
         self._loop.unwatch(listener.fileno())
         self._paused.append(cast(socket.socket, listener))
 

@@ -26,6 +26,8 @@ Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 StartResponse = Callable[..., Callable[[bytes], None]]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
+Headers = list[tuple[str, str]]
+Run = Callable[[Connection, Request, Any], bytes | None]
 
 _ERROR: Final = response.head("500 Internal Server Error", (("Content-Type", "text/plain; charset=utf-8"),))
 _ERROR_BODY: Final = b"Internal Server Error\n"
@@ -87,14 +89,14 @@ class Environment:
         return environ
 
     def _of_line(self, line: Line) -> dict[str, str]:
-        line.form = {
+        form = line.form = {
             "REQUEST_METHOD": line.method,
             "PATH_INFO": line.path,
             "QUERY_STRING": line.query,
             "REQUEST_URI": line.target,
             "RAW_URI": line.target,
         }
-        return line.form
+        return form
 
     def _of_fields(self, fields: Fields) -> Environ:
         environ = self._base.copy()
@@ -205,7 +207,7 @@ class Upload:
 
     __slots__ = ("_connection", "_request", "_run", "_spool")
 
-    def __init__(self, run: Callable[[Connection, Request, Any], bytes | None], connection: Connection, request: Request) -> None:
+    def __init__(self, run: Run, connection: Connection, request: Request) -> None:
         self._run = run
         self._connection = connection
         self._request = request
@@ -323,12 +325,12 @@ class Exchange:
     """One call of the application, and its answer."""
 
     __slots__ = (
-        "away",
         "_chunked",
         "_left",
         "_opened",
         "_posted",
         "_whole_inline",
+        "away",
         "connection",
         "dead",
         "head",
@@ -354,7 +356,7 @@ class Exchange:
         self.sent = 0  # bytes of body
         self.started = 0.0
 
-    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None) -> Callable[[bytes], None]:
+    def start_response(self, status: str, headers: Headers, exc_info: ExcInfo | None = None) -> Callable[[bytes], None]:
         """PEP 3333. Raises `response.HeadError` or `TypeError` where the head cannot be sent."""
         if exc_info is not None:
             try:
@@ -439,7 +441,7 @@ class Exchange:
             self.token.append(self)
 
     def _back(self) -> None:
-        """The application's code is over. From here on `leading` is true only if nobody took the loop, and stays so until `_leave`."""
+        """The application's code is over. `leading` tells whether nobody took the loop meanwhile, and holds until `_leave`."""
         if self.away:
             assert self.token is not None
             self.away = False
@@ -606,7 +608,8 @@ class Exchange:
             self._put(LAST_CHUNK)
         elif self._left and not self.connection.closed and not self.dead:
             line = self.request.line
-            log.warning(f"application sent {self._left} bytes less than its Content-Length on {line.method} {line.target}: closed")
+            short = f"{self._left} bytes less than its Content-Length"
+            log.warning(f"application sent {short} on {line.method} {line.target}: closed")
             self._call(self.connection.close)
         self._finish()
 
