@@ -398,7 +398,7 @@ class Connection:
         return answer
 
     def read_body(self, closing: bool, expected: bool) -> bytes | None:
-        """The sink wants its body; returns as an application does. `closing`: after the answer; `expected`: say "100 Continue"."""
+        """The sink wants its body. `closing`: after the answer. `expected`: say "100 Continue". Returns as applications do."""
         self.closing = closing
         if self.closed or self.decoder is None:
             return None

@@ -35,7 +35,10 @@ TRAILER_BYTES: Final = 16 * 1024
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[\t ]*(?:;[\t -~\x80-\xff]*)?")
 # RFC 9110 6.5.1: fields that decide framing, routing or authentication have no place in a trailer.
 _NO_TRAILERS: Final = frozenset(
-    ["transfer-encoding", "content-length", "host", "connection", "expect", "te", "trailer", "upgrade", "authorization", "cookie"]
+    (
+        *("transfer-encoding", "content-length", "host", "connection", "expect", "te", "trailer", "upgrade"),
+        *("authorization", "cookie", "content-type", "content-encoding"),
+    )
 )
 
 

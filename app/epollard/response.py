@@ -18,7 +18,7 @@ _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
-# RFC 9110 7.6.1: these speak of the connection, which is the server's. "close" is heard, the rest (PEP 3333 forbids it) dropped.
+# RFC 9110 7.6.1: these speak of the connection, which is the server's. "close" is heard; the rest is dropped (see PEP 3333).
 _HOP_BY_HOP: Final = frozenset(
     ("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
 )

@@ -17,9 +17,11 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from .connection import Connection
+from .environ import Environment
 from .loop import Loop
 from .request import Request
-from .wsgi import App, Environment, Exchange, ExpectedInput, Upload
+from .uploads import ExpectedInput, Upload
+from .wsgi import App, Exchange
 
 # A call that lasts this long (seconds; at most twice as long, for the watcher looks once in this time) loses the loop.
 PATIENCE: Final = 0.004
@@ -320,4 +322,3 @@ class Crew:
             loop.turn()
         self._leader = self._appointed
         self._jobs.put(True)
-

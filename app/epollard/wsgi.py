@@ -1,33 +1,29 @@
-"""WSGI (PEP 3333): a request to an `environ`, a result to bytes on a connection. Knows of threads only what `Exchange` says.
+"""One call of a WSGI application (PEP 3333) and its answer. Knows of threads only that the loop may be taken from it.
 
-An exchange is one call of the application and what follows from it. It runs on the loop's thread as long as it is quick; it may
-lose the loop to another thread while the application's code runs (threads.py), and from then on sends by posting to the loop.
+An exchange runs on the loop's thread as long as it is quick; it may lose the loop to another thread while the application's
+code runs (threads.py), and from then on sends by posting to the loop.
 """
 
 import io
 import os
 import stat
-import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Protocol
 
 from . import log, response
 from .connection import HIGH, Connection
-from .request import Fields, Line, Request
+from .environ import Environ, FileWrapper
+from .request import Request
 from .response import CHUNKED, CLOSE, KEEP, LAST_CHUNK, Head
 
-SPOOL_MEMORY: Final = 256 * 1024  # bytes of a request's body kept in memory; the rest goes to an unnamed file
 COPY_BELOW: Final = 64 * 1024  # bytes of body that are copied behind their head; more is sent without a copy
 
-Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 StartResponse = Callable[..., Callable[[bytes], None]]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 Headers = list[tuple[str, str]]
-Run = Callable[[Connection, Request, Any], bytes | None]
 
 _ERROR: Final = response.head("500 Internal Server Error", (("Content-Type", "text/plain; charset=utf-8"),))
 _ERROR_BODY: Final = b"Internal Server Error\n"
@@ -44,281 +40,6 @@ class Host(Protocol):
 
     def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
         """An answer is whole, or given up. On the loop's thread."""
-
-
-# environ
-
-
-class Environment:
-    """Makes the `environ` of each request. What depends on the bytes of a head alone is kept with the head's cached facts."""
-
-    def __init__(self, *, threads: int, processes: int) -> None:
-        self._base: Environ = {
-            "REQUEST_METHOD": "",
-            "SCRIPT_NAME": "",
-            "PATH_INFO": "",
-            "QUERY_STRING": "",
-            "REQUEST_URI": "",
-            "RAW_URI": "",
-            "SERVER_NAME": "",
-            "SERVER_PORT": "",
-            "REMOTE_ADDR": "",
-            "REMOTE_PORT": "",
-            "SERVER_SOFTWARE": "epollard",
-            "GATEWAY_INTERFACE": "CGI/1.1",
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.input": NoInput(),
-            "wsgi.input_terminated": True,
-            "wsgi.errors": Errors(),
-            "wsgi.multithread": threads > 1,
-            "wsgi.multiprocess": processes > 1,
-            "wsgi.run_once": False,
-            "wsgi.file_wrapper": FileWrapper,
-        }
-        self._keys: dict[str, str] = {}
-
-    def make(self, connection: Connection, request: Request) -> Environ:
-        """The `environ` of a request, without `wsgi.input`."""
-        fields = request.fields
-        line = request.line
-        environ: Environ = (fields.form or self._of_fields(fields)).copy()
-        environ.update(line.form or self._of_line(line))
-        environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
-        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
-        return environ
-
-    def _of_line(self, line: Line) -> dict[str, str]:
-        form = line.form = {
-            "REQUEST_METHOD": line.method,
-            "PATH_INFO": line.path,
-            "QUERY_STRING": line.query,
-            "REQUEST_URI": line.target,
-            "RAW_URI": line.target,
-        }
-        return form
-
-    def _of_fields(self, fields: Fields) -> Environ:
-        environ = self._base.copy()
-        environ["SERVER_PROTOCOL"] = "HTTP/" + fields.version
-        for name, value in fields.items:
-            # "X_Forwarded_For" would become the same key as "X-Forwarded-For": whoever strips the one from strangers' requests
-            # does not strip the other, so it is not passed on. Nor is Proxy, which CGI libraries take for a setting (httpoxy).
-            if "_" in name or name == "proxy":
-                continue
-            key = self._keys.get(name) or self._new_key(name)
-            if key in environ:
-                environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value  # RFC 9110 5.3, RFC 6265 5.4
-            else:
-                environ[key] = value
-        fields.form = environ
-        return environ
-
-    def _new_key(self, name: str) -> str:
-        key = name.upper().replace("-", "_")
-        if name not in ("content-type", "content-length"):
-            key = "HTTP_" + key
-        if len(self._keys) < 1024:
-            self._keys[name] = key
-        return key
-
-
-class Errors:
-    """`wsgi.errors`: standard error as it is at the time of writing, so that an application may redirect it."""
-
-    def write(self, text: str) -> int:
-        """As `io.TextIOBase.write`."""
-        return sys.stderr.write(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        """As `io.IOBase.writelines`."""
-        sys.stderr.writelines(lines)
-
-    def flush(self) -> None:
-        """As `io.IOBase.flush`."""
-        sys.stderr.flush()
-
-
-# wsgi.input
-
-
-class NoInput:
-    """`wsgi.input` of a request without a body. One for all: it has no state."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Nothing."""
-        return b""
-
-    def readline(self, size: int | None = -1) -> bytes:
-        """Nothing."""
-        return b""
-
-    def readlines(self, hint: int | None = -1) -> list[bytes]:
-        """Nothing."""
-        return []
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(())
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class Spool:
-    """A body that arrives: in memory up to `SPOOL_MEMORY` bytes, then in an unnamed file (open(2), O_TMPFILE).
-
-    Where no directory can be written, as on a read-only root without /tmp, the file lives in memory (memfd_create(2)).
-    """
-
-    def __init__(self) -> None:
-        self._file: Any = io.BytesIO()
-        self._memory = True
-        self._size = 0
-
-    def write(self, content: bytes) -> None:
-        """Append. `OSError` where there is no room."""
-        self._size += len(content)
-        if self._memory and self._size > SPOOL_MEMORY:
-            file = _unnamed_file()
-            file.write(self._file.getbuffer())
-            self._file = file
-            self._memory = False
-        self._file.write(content)
-
-    def rewind(self) -> Any:
-        """The body as a binary file, at its beginning."""
-        self._file.seek(0)
-        return self._file
-
-    def close(self) -> None:
-        """Give back memory or file."""
-        self._file.close()
-
-
-def _unnamed_file() -> Any:
-    try:
-        return tempfile.TemporaryFile(buffering=65536)
-    except FileNotFoundError:
-        return os.fdopen(os.memfd_create("epollard-body", os.MFD_CLOEXEC), "w+b", buffering=65536)
-
-
-class Upload:
-    """The sink of a body that is read before the application is called: a slow sender holds no thread."""
-
-    __slots__ = ("_connection", "_request", "_run", "_spool")
-
-    def __init__(self, run: Run, connection: Connection, request: Request) -> None:
-        self._run = run
-        self._connection = connection
-        self._request = request
-        self._spool = Spool()
-
-    def feed(self, content: bytes) -> None:
-        """See `connection.Sink`."""
-        self._spool.write(content)
-
-    def end(self) -> bytes | None:
-        """See `connection.Sink`."""
-        return self._run(self._connection, self._request, self._spool.rewind())
-
-    def abort(self) -> None:
-        """See `connection.Sink`."""
-        self._spool.close()
-
-
-class ExpectedInput:
-    """`wsgi.input` of a client that waits for "100 Continue" (RFC 9110 10.1.1): it is told so when the application first reads.
-
-    The application runs before the body is there, so its first read waits; the loop goes on without its thread.
-    """
-
-    def __init__(self, connection: Connection, request: Request) -> None:
-        self._connection = connection
-        self._request = request
-        self._spool = Spool()
-        self._file: Any = None
-        self._arrived = threading.Lock()
-        self._arrived.acquire()
-        self._aborted = False
-        self.exchange: Exchange | None = None
-
-    # The sink, on the loop's thread.
-
-    def feed(self, content: bytes) -> None:
-        """See `connection.Sink`."""
-        self._spool.write(content)
-
-    def end(self) -> None:
-        """See `connection.Sink`."""
-        self._connection.suspend()
-        self._arrived.release()
-
-    def abort(self) -> None:
-        """See `connection.Sink`."""
-        self._aborted = True
-        if self.exchange is not None:
-            self.exchange.dead = True  # the client has had its answer, or is gone
-        if self._arrived.locked():
-            self._arrived.release()
-
-    def _ask(self) -> None:
-        connection = self._connection
-        if connection.closed:
-            self.abort()
-        else:
-            connection.read_body(connection.server.draining or not self._request.fields.keep_alive, True)
-
-    # The file, on the application's thread.
-
-    def _body(self) -> Any:
-        if self._file is None:
-            exchange = self.exchange
-            assert exchange is not None
-            exchange.step_down()
-            exchange.host.post(self._ask)
-            self._arrived.acquire()
-            if self._aborted:
-                raise ConnectionResetError("the client did not send the whole body")
-            self._file = self._spool.rewind()
-        return self._file
-
-    def read(self, size: int | None = -1) -> bytes:
-        """As `io.BufferedIOBase.read`. `ConnectionResetError` where the body does not come."""
-        body: bytes = self._body().read(size)
-        return body
-
-    def readline(self, size: int | None = -1) -> bytes:
-        """As `io.IOBase.readline`."""
-        line: bytes = self._body().readline(size)
-        return line
-
-    def readlines(self, hint: int | None = -1) -> list[bytes]:
-        """As `io.IOBase.readlines`."""
-        lines: list[bytes] = self._body().readlines(hint)
-        return lines
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body())
-
-    def close(self) -> None:
-        """Give back memory or file."""
-        self._spool.close()
-
-
-# The answer
-
-
-class FileWrapper:
-    """`wsgi.file_wrapper`: a file to be sent, by sendfile(2) where it is a regular one, else piece by piece."""
-
-    def __init__(self, filelike: Any, blksize: int = 65536) -> None:
-        self.filelike = filelike
-        self.blksize = blksize
-        if hasattr(filelike, "close"):
-            self.close = filelike.close
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(lambda: self.filelike.read(self.blksize), b"")
 
 
 class Exchange:
@@ -430,6 +151,10 @@ class Exchange:
             # The head promised another body. A connection that ends early is the one way left to say so.
             self._call(self.connection.close)
             self._finish()
+
+    def post(self, callback: Callable[..., object], /) -> None:
+        """Call something on the loop's thread."""
+        self.host.post(callback)
 
     # Turns: which code runs while somebody else may take the loop away.
 
@@ -638,4 +363,3 @@ class Exchange:
         self._back()
         if led and not self.leading and self._whole_inline:
             self.host.post(self.connection.finish)
-
