@@ -45,6 +45,7 @@ class Loop(selectors.BaseSelector):
         self._next_tick = 0.0
         self.on_tick: Callable[[], object] = lambda: None  # once a second
         self.on_turn: Callable[[], object] | None = None  # before each wait
+        self.on_error: Callable[[Exception], object] = _raise  # a handler raised, and its descriptor is forgotten
         self.stopped = False
         self.watch(self._eventfd, IN, self._on_eventfd)
 
@@ -100,11 +101,19 @@ class Loop(selectors.BaseSelector):
             # A handler earlier in the batch may have closed this descriptor, or even reused its number: handlers bear that.
             handler = handlers.get(fd)
             if handler is not None:
-                handler(events)
+                try:
+                    handler(events)
+                except Exception as error:
+                    # Forgotten, or a level-triggered event would raise it again without end.
+                    self._drop(fd)
+                    self.on_error(error)
         posted = self._posted
         for _ in range(len(posted)):
             callback, arguments = posted.popleft()
-            callback(*arguments)
+            try:
+                callback(*arguments)
+            except Exception as error:
+                self.on_error(error)
         if self.on_turn is not None:
             self.on_turn()
 
@@ -154,11 +163,7 @@ class Loop(selectors.BaseSelector):
         """See `selectors.BaseSelector.unregister`."""
         key = self.get_key(fileobj)
         del self._keys[key.fd]
-        self._handlers.pop(key.fd, None)
-        try:
-            self._epoll.unregister(key.fd)
-        except OSError:
-            pass  # closed meanwhile: epoll has forgotten it
+        self._drop(key.fd)
         return key
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -189,6 +194,13 @@ class Loop(selectors.BaseSelector):
         self._handlers.clear()
         self._keys.clear()
 
+    def _drop(self, fd: int) -> None:
+        self._handlers.pop(fd, None)
+        try:
+            self._epoll.unregister(fd)
+        except OSError:
+            pass  # closed meanwhile: epoll has forgotten it
+
     def _guest(self, key: selectors.SelectorKey) -> Handler:
         def ready(events: int) -> None:
             # As `selectors.EpollSelector` has it: an error or a hang-up is readiness for both.
@@ -197,6 +209,10 @@ class Loop(selectors.BaseSelector):
                 self._ready.append((key, mask & key.events))
 
         return ready
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _descriptor(fileobj: Any) -> int:

@@ -11,6 +11,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -27,6 +28,9 @@ from .wsgi import App
 
 ACCEPTS: Final = 16  # connections accepted in one go: a burst does not starve those who are being served
 EXIT_LOAD: Final = 3  # the application could not be loaded
+# Seconds that a thread may keep the interpreter to itself while others want it. The default of 5 ms is what quick requests
+# would wait for beside a slow one that computes: 20,000 requests a second with it, 38,000 with this, the slow one 7 % slower.
+SWITCH_INTERVAL: Final = 0.001
 REPORT_BYTES: Final = 60_000  # of a traceback; fits a pipe's buffer (pipe(7)), so that nobody has to read for us to go on
 
 
@@ -57,6 +61,7 @@ class Worker:
         log.configure(self._config.log_level, f"worker {slot}")
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides what it means
+        sys.setswitchinterval(SWITCH_INTERVAL)  # before the application's import: it may know better
         try:
             app = load(self._config.app)
         except importer.ApplicationError as error:
@@ -72,6 +77,7 @@ class Worker:
         access = AccessLog(config.access_log) if config.access_log != "off" else None
         self._flush = access.flush if access else None
         loop.on_turn = self._flush
+        loop.on_error = partial(log.exception, "a fault of epollard itself")
         self._crew = Crew(loop, app, config.threads, config.workers, access.add if access else None)
         reader = HeadReader(config.max_line, config.max_headers, config.max_header_bytes)
         self._server = server = Server(loop, reader, self._crew)
