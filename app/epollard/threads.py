@@ -127,9 +127,11 @@ class Crew:
             if error is None and type(result) is list and len(result) == 1:
                 answer = exchange.whole(result[0])
                 if answer is not None:
-                    self.answered += 1
-                    if self._access is not None:
-                        self.finished(connection, request, exchange.head.code, exchange.sent, exchange.started)  # type: ignore[union-attr]
+                    if self._access is None:
+                        self.answered += 1
+                    else:
+                        assert exchange.head is not None
+                        self.finished(connection, request, exchange.head.code, exchange.sent, exchange.started)
                     return answer
         if error is not None:
             exchange.fail(error)

@@ -69,6 +69,9 @@ class Worker:
             os.close(self._report)
             return EXIT_LOAD
         self._serve(app)
+        # At its end the interpreter takes our handlers away, and a second SIGTERM would look like a violent death.
+        for number in (signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
         return 0
 
     def _serve(self, app: App) -> None:
