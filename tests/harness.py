@@ -88,7 +88,7 @@ class Server:
 
     def started(self) -> Self:
         """Wait until all of its workers are ready."""
-        wait_for(lambda: self.process.poll() is not None or "ready" in self.log, lambda: self.log)
+        wait_for(lambda: self.process.poll() is not None or re.search(r"\d workers? ready", self.log), lambda: self.log)
         assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log}"
         return self
 

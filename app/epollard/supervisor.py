@@ -1,0 +1,502 @@
+"""The supervisor: forks workers, watches them, replaces them. Imports no application, starts no thread, serves no client.
+
+There is a *wish* (how many workers, which generation of them, stopping or not) and there is the *fact* (slots and their
+processes). A signal changes the wish. `_step` reads the facts, compares, and does what is next; it runs after every turn of the
+loop, may run at any time, and does nothing where there is nothing to do.
+"""
+
+import contextlib
+import faulthandler
+import math
+import os
+import signal
+import socket
+import time
+from typing import Final
+
+from . import cgroup, log, sockets
+from .config import MAX_WORKERS, Config
+from .loop import IN, Loop
+from .scoreboard import ABORTED, ACTIVE, DRAINING, FREE, GENERATION, HEARTBEAT, PID, READY, REQUESTS, SLOT, STATE, Scoreboard
+from .worker import EXIT_LOAD, Worker
+
+# Seconds after a worker became ready. Who dies sooner does so by habit, not by accident, and is replaced ever more slowly.
+EARLY: Final = 5.0
+# Seconds before the second, third, ... replacement of those. The first comes at once; 30 s bounds both the log and the outage.
+BACKOFF_FIRST: Final = 0.5
+BACKOFF_LAST: Final = 30.0
+# If no worker has ever been ready, so many tries in one slot are enough: who started us should hear of it.
+ATTEMPTS: Final = 3
+# A quick stop gives each worker this many seconds; half of the least that init systems give us.
+QUICK_GRACE: Final = 2.0
+# Seconds between the wish for a worker's stacks and its end. It needs no more than a few ms for them, unless it is stopped.
+DUMP_GRACE: Final = 0.5
+# A worker says once a second that it lives (loop.TICK), so a shorter silence means nothing, whatever was configured.
+LEAST_SILENCE: Final = 2.0
+# If we ourselves were not on for so many seconds (SIGSTOP, `docker pause`), the workers' silence is not their fault.
+PAUSE: Final = 3.0
+# Bytes of a worker's report that are kept: the end of a traceback says most.
+REPORT_LIMIT: Final = 65536
+# Records: each slot may have a worker, its replacement, and some that drain. Pages never touched cost nothing.
+RECORDS: Final = 4 * MAX_WORKERS
+
+EXIT_STOPPED: Final = 0
+EXIT_FAILED: Final = 1
+
+NO, GRACEFUL, QUICK = range(3)  # is the server stopping?
+
+_STOPS: Final = {signal.SIGTERM: GRACEFUL, signal.SIGINT: QUICK, signal.SIGQUIT: QUICK}
+_SIGNALS: Final = (
+    *_STOPS,
+    signal.SIGHUP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCHLD,
+)
+
+
+class Slot:
+    """A place for a worker. Owns its listeners, which outlive every worker."""
+
+    def __init__(self, index: int, listeners: list[socket.socket]) -> None:
+        self.index = index
+        self.listeners = listeners
+        self.processes: list[Process] = []  # the worker; its replacement; those that drain
+        self.failures = 0  # early deaths in a row
+        self.next_attempt = 0.0
+
+
+class Process:
+    """A worker process, as it is seen from here."""
+
+    def __init__(self, pid: int, slot: Slot, generation: int, record: memoryview, report: int, started: float) -> None:
+        self.pid = pid
+        self.slot = slot
+        self.generation = generation
+        self.record = record
+        self.report = report  # a pipe, -1 once it is closed
+        self.told = b""  # what came through it
+        self.started = started
+        self.ready_since = math.inf
+        self.leaving = False  # it was asked to go
+        self.deadline = math.inf  # for that
+        self.doom = ""  # why we kill it
+        self.kill_at = math.inf
+
+    def __str__(self) -> str:
+        return f"worker {self.slot.index} (pid {self.pid})"
+
+    @property
+    def ready(self) -> bool:
+        return self.ready_since < math.inf
+
+
+class Supervisor:
+    """Serve as `config` says: `run` is all there is to it."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._loop = Loop()
+        self._scoreboard = Scoreboard(RECORDS)
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lifeline, self._lifeline_writer = os.pipe()
+        self._signals, self._wakeup = socket.socketpair()
+        # The wish.
+        self._workers = config.workers
+        self._generation = 1
+        self._stopping = NO
+        # The fact.
+        self._slots: list[Slot] = []
+        self._processes: dict[int, Process] = {}
+        self._proven = 0  # the last generation of which a worker has been ready
+        # What is to be remembered.
+        self._groups: list[sockets.Group] = []
+        self._generations = 1
+        self._announced = (0, 0)
+        self._status = EXIT_STOPPED
+        self._last_words = b""
+        self._printed = b""
+        self._answered = self._aborted = 0
+        self._oom_kills = cgroup.oom_kills() or 0
+        self._now = self._resumed = time.monotonic()
+        self._wake_at = math.inf
+
+    def run(self) -> int | Worker:
+        """Serve until told to stop; return the exit status. In each forked child return its worker, which is then to be run."""
+        self._watch()
+        config = self._config
+        log.info(config.workers_reason)
+        try:
+            self._groups, listeners = sockets.bind(config.bind, config.workers, config.backlog, config.tcp)
+        except sockets.BindError as error:
+            log.error(str(error))
+            return EXIT_FAILED
+        self._slots = [Slot(index, own) for index, own in enumerate(listeners)]
+        for group in self._groups:
+            log.info(f"listening on {group.url}")
+        while True:
+            worker = self._step()
+            if worker is not None:
+                return worker
+            if self._stopping and not self._processes:
+                return self._end()
+            self._loop.turn(self._wake_at - time.monotonic())
+
+    def _end(self) -> int:
+        sockets.unlink(self._groups)
+        log.info(f"stopped: {self._answered} requests answered, {self._aborted} cut short")
+        if self._last_words:
+            log.error("the application could not be loaded:")
+            _print(self._last_words)  # and nothing after it
+        return self._status
+
+    # Events: they change the wish, or only end a wait.
+
+    def _watch(self) -> None:
+        for end in (self._signals, self._wakeup):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, _do_nothing)
+        # In C, so that it works when nothing else does; workers inherit both. `chain` lets us hear of it too.
+        faulthandler.enable(file=2)
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=True)
+        self._loop.watch(self._signals.fileno(), IN, self._on_signals)
+        self._loop.watch(self._bell, IN, self._on_bell)
+
+    def _on_bell(self, events: int) -> None:
+        os.eventfd_read(self._bell)
+
+    def _on_signals(self, events: int) -> None:
+        for number in self._signals.recv(4096):
+            if number in _STOPS:
+                # A second TERM is one that lost its patience.
+                level = QUICK if self._stopping else _STOPS[signal.Signals(number)]
+                self._stop(level, f"{signal.Signals(number).name}: ")
+            elif self._stopping:
+                continue
+            elif number == signal.SIGHUP:
+                self._reload()
+            elif number == signal.SIGTTIN:
+                self._workers = min(self._workers + 1, MAX_WORKERS)
+                log.info(f"SIGTTIN: {self._workers} workers wanted")
+            elif number == signal.SIGTTOU:
+                self._workers = max(self._workers - 1, 1)
+                log.info(f"SIGTTOU: {self._workers} workers wanted")
+            elif number == signal.SIGUSR1:
+                log.info("SIGUSR1: the supervisor's stack stands above, those of its workers follow")
+                for process in self._processes.values():
+                    os.kill(process.pid, signal.SIGUSR1)
+            elif number == signal.SIGUSR2:
+                log.warning("SIGUSR2: this version cannot hand over to another; ignored")
+
+    def _reload(self) -> None:
+        if not self._proven:
+            log.warning("SIGHUP: no worker has been ready yet; ignored")
+            return
+        self._generations += 1
+        self._generation = self._generations
+        for slot in self._slots:
+            slot.failures = 0  # of the old code
+            slot.next_attempt = 0.0
+        log.info(f"SIGHUP: replacing all workers by generation {self._generation}")
+
+    def _stop(self, level: int, why: str) -> None:
+        if level == GRACEFUL:
+            log.info(f"{why}stopping; what has begun may finish within {self._config.graceful_timeout:g} s")
+        else:
+            log.info(f"{why}stopping at once")
+        self._stopping = level
+        # First our copies, then the workers': whoever closes last must have emptied the queue.
+        sockets.close(self._groups, [slot.listeners for slot in self._slots])
+        for process in self._processes.values():
+            self._retire(process)
+
+    # The next step.
+
+    def _step(self) -> Worker | None:
+        """Do what the facts and the wish call for. In a forked child: its worker."""
+        now = time.monotonic()
+        if now - self._now > PAUSE:
+            self._resumed = now
+        self._now = now
+        self._wake_at = math.inf
+        self._reap()
+        for process in self._processes.values():
+            self._judge(process)
+        if self._stopping:
+            return None
+        self._resize()
+        for slot in self._slots:
+            if not self._stopping and self._lacks(slot):
+                worker = self._start(slot)
+                if worker is not None:
+                    return worker
+        self._announce()
+        return None
+
+    def _due(self, when: float) -> bool:
+        """Whether that time has come; if not, the loop will wait no longer than until then."""
+        if self._now >= when:
+            return True
+        self._wake_at = min(self._wake_at, when)
+        return False
+
+    def _resize(self) -> None:
+        while len(self._slots) > self._workers:
+            slot = self._slots.pop()
+            sockets.close((), [slot.listeners])
+            for process in slot.processes:
+                self._retire(process)
+        while len(self._slots) < self._workers:
+            listeners: list[socket.socket] = []
+            try:
+                for group in self._groups:
+                    listeners.append(group.join())
+            except OSError as error:
+                sockets.close((), [listeners])
+                self._workers = len(self._slots)
+                log.error(f"no worker more: another listener cannot be had: {error.strerror}")
+                return
+            self._slots.append(Slot(len(self._slots), listeners))
+
+    def _lacks(self, slot: Slot) -> bool:
+        """Whether a worker is to be started for `slot` now. Retires those that have been replaced."""
+        staying = [process for process in slot.processes if not process.leaving]
+        serving = max((process.generation for process in staying if process.ready), default=0)
+        for process in staying:
+            # Replaced by one that is ready; or about to replace one that is, but with code that is no longer wanted.
+            if process.generation < serving or (serving and not process.ready and process.generation < self._generation):
+                self._retire(process)
+        if any(process.generation >= self._generation for process in staying):
+            return False
+        # A replacement of one that lives: one slot at a time, so that the first shows whether the others may follow.
+        if staying and any(not process.ready and not process.leaving for process in self._processes.values()):
+            return False
+        return self._due(slot.next_attempt)
+
+    def _announce(self) -> None:
+        complete = self._generation, self._workers
+        if complete != self._announced and all(
+            any(process.ready and not process.leaving and process.generation >= self._generation for process in slot.processes)
+            for slot in self._slots
+        ):
+            self._announced = complete
+            generation = f" of generation {self._generation}" if self._generation > 1 else ""
+            log.info(f"{self._workers} worker{'s' * (self._workers != 1)}{generation} ready")
+
+    # Birth.
+
+    def _start(self, slot: Slot) -> Worker | None:
+        """Fork a worker for `slot`. In the child: the worker."""
+        try:
+            return self._fork(slot)
+        except (LookupError, OSError) as error:  # no record, no descriptor, no process (a limit on pids), no memory
+            log.error(f"worker {slot.index} cannot be started: {error}")
+            self._failed(slot)
+            return None
+
+    def _fork(self, slot: Slot) -> Worker | None:
+        with contextlib.ExitStack() as undo:
+            record = self._scoreboard.claim()
+            undo.callback(record.__setitem__, STATE, FREE)
+            record[SLOT] = slot.index
+            record[GENERATION] = self._generation
+            record[HEARTBEAT] = time.monotonic_ns()
+            report, writer = os.pipe()
+            undo.callback(os.close, report)
+            undo.callback(os.close, writer)
+            # Until the child has its own handlers, a signal to it would be written to the wakeup socket, which is ours as well.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                pid = os.fork()
+                undo.pop_all()
+                if not pid:
+                    return self._become_worker(slot, record, report, writer)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(writer)
+        os.set_blocking(report, False)
+        process = Process(pid, slot, self._generation, record, report, self._now)
+        self._loop.watch(report, IN, lambda events: self._on_report(process))
+        self._processes[pid] = process
+        slot.processes.append(process)
+        log.debug(f"{process} started, generation {process.generation}")
+        return None
+
+    def _become_worker(self, slot: Slot, record: memoryview, report: int, writer: int) -> Worker:
+        """In the child: let go of all that is the supervisor's."""
+        signal.set_wakeup_fd(-1)
+        # The other signals go on doing nothing here. Not SIG_IGN, which the programs that an application runs would inherit.
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        self._loop.close()
+        self._signals.close()
+        self._wakeup.close()
+        os.close(self._lifeline_writer)
+        for fd in (report, *(process.report for process in self._processes.values())):
+            if fd >= 0:
+                os.close(fd)
+        sockets.close(self._groups, [other.listeners for other in self._slots if other is not slot])
+        record[PID] = os.getpid()
+        os.environ["EPOLLARD_WORKER_ID"] = str(slot.index)
+        os.environ["EPOLLARD_GENERATION"] = str(self._generation)
+        log.configure(self._config.log_level, f"worker {slot.index}")
+        return Worker(self._config, slot.listeners, record, self._lifeline, self._bell, writer)
+
+    def _on_report(self, process: Process) -> None:
+        """Take what there is of a report; close the pipe at its end."""
+        try:
+            while piece := os.read(process.report, REPORT_LIMIT):
+                process.told = (process.told + piece)[-REPORT_LIMIT:]
+        except BlockingIOError:
+            return
+        self._close_report(process)
+
+    def _close_report(self, process: Process) -> None:
+        if process.report >= 0:
+            self._loop.unwatch(process.report)
+            os.close(process.report)
+            process.report = -1
+
+    # Life.
+
+    def _judge(self, process: Process) -> None:
+        """Note what has become of a worker, and whether it is to be killed."""
+        config, state = self._config, process.record[STATE]
+        if not process.ready and state >= READY:
+            process.ready_since = self._now
+            self._proven = max(self._proven, process.generation)
+            (log.info if self._announced[0] else log.debug)(f"{process} is ready")
+        if state == DRAINING and not process.leaving:  # somebody has asked it behind our back
+            process.leaving = True
+            process.deadline = self._now + config.graceful_timeout
+        if process.doom:
+            if self._due(process.kill_at):
+                os.kill(process.pid, signal.SIGKILL)
+                process.kill_at = math.inf
+            return
+        stuck = max(config.stuck_timeout, LEAST_SILENCE)
+        heard = max(process.record[HEARTBEAT] / 1e9, process.ready_since, self._resumed)
+        if self._due(process.deadline):
+            quick = self._stopping == QUICK
+            grace = QUICK_GRACE if quick else config.graceful_timeout
+            self._condemn(process, f"still busy {grace:g} s after it was asked to go")
+        elif not process.ready and self._due(max(process.started, self._resumed) + config.boot_timeout):
+            self._condemn(process, f"not ready after {config.boot_timeout:g} s")
+        elif process.ready and self._due(heard + stuck):
+            self._condemn(process, f"silent for {stuck:g} s")
+
+    def _condemn(self, process: Process, doom: str) -> None:
+        """Kill it, but first let it show what it is doing."""
+        process.doom = doom
+        log.error(f"{process} was {doom}: its stacks follow, then it is killed")
+        os.kill(process.pid, signal.SIGUSR1)
+        process.kill_at = self._now + DUMP_GRACE
+        self._due(process.kill_at)
+
+    def _retire(self, process: Process) -> None:
+        """Ask it to go: to drain or, where the server stops quickly, to drop everything."""
+        quick = self._stopping == QUICK
+        process.leaving = True
+        process.deadline = min(process.deadline, self._now + (QUICK_GRACE if quick else self._config.graceful_timeout))
+        # Before it is ready it has nothing to lose, and QUIT would leave a core file.
+        os.kill(process.pid, signal.SIGQUIT if quick and process.ready else signal.SIGTERM)
+
+    # Death.
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            process = self._processes.pop(pid, None)
+            if process is None:  # an orphan that came to us because we are PID 1
+                log.debug(f"reaped process {pid}, which is not ours")
+            else:
+                self._bury(process, os.waitstatus_to_exitcode(status))
+
+    def _bury(self, process: Process, code: int) -> None:
+        """Say why it died, and draw the consequence."""
+        slot, record = process.slot, process.record
+        slot.processes.remove(process)
+        if process.report >= 0:
+            self._on_report(process)
+            self._close_report(process)  # a child of its own may still hold the other end
+        self._answered += record[REQUESTS]
+        self._aborted += record[ABORTED]
+        told = f"{process} {self._cause(process, code)} after {self._now - process.started:.1f} s"
+        told += f"; {record[REQUESTS]} requests answered, {record[ACTIVE]} connections open"
+        record[STATE] = FREE
+        if process.leaving:
+            asked = code in (0, -signal.SIGTERM, -signal.SIGQUIT)
+            (log.info if asked else log.warning)(told)
+            return
+        log.error(told)
+        if not self._proven and code == EXIT_LOAD:
+            self._last_words = process.told or b"it did not say why\n"
+            self._fail(EXIT_LOAD)
+        elif 0 < self._proven < process.generation:
+            log.error(f"generation {process.generation} does not boot: the workers of generation {self._proven} stay")
+            self._print_once(process.told)
+            self._generation = self._proven
+        elif self._now - process.ready_since >= EARLY:
+            slot.failures = 0
+        else:
+            self._print_once(process.told)
+            self._failed(slot)
+
+    def _cause(self, process: Process, code: int) -> str:
+        if code >= 0:
+            return f"exited with {code}"
+        if code == -signal.SIGKILL:
+            if process.doom:
+                return f"was killed by us because it was {process.doom}"
+            kills = cgroup.oom_kills() or 0
+            if kills > self._oom_kills:
+                self._oom_kills += 1  # not `kills`: it may have taken another worker as well
+                limit = cgroup.memory_limit()
+                return "was killed by the kernel for memory" + (f" (limit {limit >> 20} MiB)" if limit else "")
+        try:
+            return f"was killed by signal {signal.Signals(-code).name}"
+        except ValueError:  # a real-time signal has no name
+            return f"was killed by signal {-code}"
+
+    def _failed(self, slot: Slot) -> None:
+        """An early death: the next attempt waits, or there is none."""
+        slot.failures += 1
+        if not self._proven and slot.failures >= ATTEMPTS:
+            log.error(f"no worker has become ready in {slot.failures} attempts")
+            self._fail(EXIT_FAILED)
+        elif slot.failures > 1:
+            delay = min(BACKOFF_FIRST * 2.0 ** min(slot.failures - 2, 60), BACKOFF_LAST)
+            slot.next_attempt = self._now + delay
+            log.warning(f"worker {slot.index} has died early {slot.failures} times in a row: the next starts in {delay:g} s")
+
+    def _fail(self, status: int) -> None:
+        if not self._stopping:
+            self._status = status
+            self._stop(QUICK, "")
+
+    def _print_once(self, told: bytes) -> None:
+        """A report that is not the same as the last one."""
+        if told and told != self._printed:
+            self._printed = told
+            _print(told)
+
+
+def _do_nothing(*_: object) -> None:
+    """What handlers of signals do: the byte in the wakeup socket is all that is wanted."""
+
+
+def _print(text: bytes) -> None:
+    """The application's own words, as they are."""
+    try:
+        os.write(2, text if text.endswith(b"\n") else text + b"\n")
+    except OSError:
+        pass  # nobody listens
