@@ -5,8 +5,8 @@ RUN = $(VENV)/bin/python
 
 .PHONY: serve test lint types calls load image clean
 
-serve:  ## serve the demo application; honours HOST, PORT, WORKERS, THREADS and every EPOLLARD_*
-	@PYTHONPATH=app exec $(PYTHON) -m epollard $(APP)
+serve:  ## serve the demo application; honours APP, HOST, PORT, WORKERS, THREADS and every EPOLLARD_*
+	@PYTHONPATH=app exec $(PYTHON) -m epollard
 
 $(VENV)/test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

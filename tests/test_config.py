@@ -146,6 +146,7 @@ def test_an_application_is_named_by_position_variable_or_key(text, tmp_path):
     """`APP`, `EPOLLARD_APP` and the key `app` are one option."""
     assert load(text).config.app == text
     assert load(EPOLLARD_APP=text).config.app == text
+    assert load(APP=text).config.app == text
     (tmp_path / "epollard.toml").write_text(f'app = "{text}"', "utf-8")
     assert load().config.app == text
     assert load("other", EPOLLARD_APP="another").config.app == "other"

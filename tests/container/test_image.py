@@ -117,7 +117,7 @@ def test_two_lines_serve_ones_own_application(image: str, tmp_path: Path, named:
     )
     tag = f"epollard-test-{tmp_path.name.lower()}"
     docker("build", "--tag", tag, str(tmp_path))
-    options, command = (("--env", "EPOLLARD_APP=own:app"), ()) if named == "by variable" else ((), ("own:app",))
+    options, command = (("--env", "APP=own:app"), ()) if named == "by variable" else ((), ("own:app",))
     try:
         with running(tag, *command, options=("--read-only", *options)) as container:
             until("answers", 20, container.answers)
