@@ -1,0 +1,165 @@
+"""HUP: new code is served without a gap; bad code never takes the place of good code."""
+
+import os
+import signal
+
+import pytest
+
+from harness import wait_for
+
+BOOTS = "apps.boots:app"
+
+
+@pytest.fixture
+def boots(tmp_path):
+    """The directory that tells the application how to boot, and what to answer."""
+    found = tmp_path / "boots"
+    found.mkdir()
+    return found
+
+
+@pytest.fixture
+def served(start, boots):
+    """`served(workers=2)`: a server of that application."""
+    return lambda **options: start(BOOTS, env={"BOOTS": str(boots)}, **options)
+
+
+def test_new_code_is_served_without_a_gap(served, boots):
+    """Every request is answered, first by the old code and then by the new; then all workers are new."""
+    server = served(workers=3)
+    old = server.workers()
+    (boots / "version").write_text("2")
+    server.signal(signal.SIGHUP)
+    seen = []
+    wait_for(lambda: seen.append(server.get("/").text) or "3 workers of generation 2 ready" in server.log)
+    assert set(seen) <= {"1", "2"}
+    wait_for(lambda: not {*old} & {*server.workers()})
+    assert {server.get("/").text for _ in range(20)} == {"2"}
+    assert len(server.workers()) == 3
+
+
+def test_keep_alive_connections_are_told(served):
+    """A client between two requests is not left hanging: its connection ends, and it may come again."""
+    server = served(workers=1)
+    with server.connect() as client:
+        assert client.get("/").text == "1"
+        server.signal(signal.SIGHUP)
+        server.wait_log("1 worker of generation 2 ready")
+        assert client.closed()
+
+
+def test_the_old_worker_finishes_its_request(start, tmp_path):
+    """A request that is running when the reload comes is answered by the worker that has it."""
+    server = start("apps.control:app")
+    (old,) = server.workers()
+    with server.connect() as client:
+        client.request(f"/until?{tmp_path}/go")
+        wait_for((tmp_path / "go.running").exists)
+        server.signal(signal.SIGHUP)
+        server.wait_log("1 worker of generation 2 ready")
+        assert server.get("/env").text == "0 2"
+        assert old in server.workers()
+        (tmp_path / "go").touch()
+        assert client.response().text == "done"
+    server.wait_log(rf"worker 0 \(pid {old}\) exited with 0")
+
+
+def test_connections_that_wait_are_handed_over(served, boots):
+    """What is in the old worker's queue is answered by the old one or the new one, but answered."""
+    server = served(workers=1)
+    (old,) = server.workers()
+    os.kill(old, signal.SIGSTOP)
+    clients = [server.connect().request("/", close=True) for _ in range(20)]
+    server.signal(signal.SIGHUP)
+    server.wait_log("1 worker of generation 2 ready")
+    os.kill(old, signal.SIGCONT)
+    for client in clients:
+        with client:
+            assert client.response().text == "1"
+
+
+def test_bad_code_does_not_replace_good_code(served, boots):
+    """The first replacement fails to boot: the log says why, once, and every old worker stays. Mended code is then served."""
+    server = served(workers=3)
+    old = server.workers()
+    (boots / "raise").touch()
+    server.signal(signal.SIGHUP)
+    server.wait_log("generation 2 does not boot: the workers of generation 1 stay")
+    server.wait_log("^RuntimeError: this application was told not to boot$")
+    assert server.log.count("Traceback") == 1
+    assert server.workers() == old
+    assert server.get("/").text == "1"
+    (boots / "raise").unlink()
+    (boots / "version").write_text("3")
+    server.signal(signal.SIGHUP)
+    server.wait_log("3 workers of generation 3 ready")
+    assert server.get("/").text == "3"
+
+
+def test_code_that_hangs_does_not_replace_good_code(served, boots):
+    """A replacement that is not ready in time is killed, and the old worker has never stopped serving."""
+    server = served(workers=1, boot_timeout=1)
+    old = server.workers()
+    (boots / "hang").touch()
+    server.signal(signal.SIGHUP)
+    wait_for((boots / "hanging").exists)
+    assert server.get("/").text == "1"
+    server.wait_log("generation 2 does not boot: the workers of generation 1 stay")
+    assert server.workers() == old
+    assert server.get("/").text == "1"
+
+
+def test_one_slot_at_a_time(served, boots):
+    """While the first replacement boots, no other worker is touched."""
+    server = served(workers=3)
+    old = server.workers()
+    (boots / "hang").touch()
+    server.signal(signal.SIGHUP)
+    wait_for((boots / "hanging").exists)
+    assert server.workers()[:3] == old
+    assert len(server.workers()) == 4
+    (boots / "hang").unlink()
+    server.wait_log("3 workers of generation 2 ready")
+
+
+def test_a_second_reload_overtakes_the_first(served, boots):
+    """Code that hangs while it boots need not be waited for once better code is there."""
+    server = served(workers=2)
+    (boots / "hang").touch()
+    server.signal(signal.SIGHUP)
+    wait_for((boots / "hanging").exists)
+    (boots / "hanging").unlink()
+    (hanging,) = server.workers()[2:]
+    (boots / "hang").rename(boots / "was-hang")  # would let it go on: keep it from noticing
+    os.kill(hanging, signal.SIGSTOP)
+    (boots / "version").write_text("3")
+    server.signal(signal.SIGHUP)
+    os.kill(hanging, signal.SIGCONT)
+    server.wait_log("2 workers of generation 3 ready")
+    wait_for(lambda: len(server.workers()) == 2)
+    assert "does not boot" not in server.log
+    assert {server.get("/").text for _ in range(10)} == {"3"}
+
+
+def test_a_worker_that_dies_later_does_not_undo_a_reload(served, boots):
+    """Once the new generation has served, a death is a death: it is replaced by the new code."""
+    server = served(workers=1)
+    (boots / "version").write_text("2")
+    server.signal(signal.SIGHUP)
+    server.wait_log("1 worker of generation 2 ready")
+    wait_for(lambda: len(server.workers()) == 1)
+    os.kill(server.workers()[0], signal.SIGKILL)
+    assert server.get("/").text == "2"
+    assert "stay" not in server.log
+
+
+def test_a_reload_before_anything_is_ready_is_ignored(served, start, boots):
+    """What boots boots from the newest code anyway."""
+    (boots / "hang").touch()
+    server = start(BOOTS, env={"BOOTS": str(boots)}, wait=False)
+    wait_for((boots / "hanging").exists)
+    server.signal(signal.SIGHUP)
+    server.wait_log("SIGHUP: no worker has been ready yet; ignored")
+    (boots / "hang").unlink()
+    server.started()
+    assert server.get("/").text == "1"

@@ -1,0 +1,155 @@
+"""How it ends: TERM loses nothing, INT and QUIT lose no time, and the exit status is 0 either way."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from harness import SCALE, wait_for
+
+CONTROL = "apps.control:app"
+BOOTS = "apps.boots:app"
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A client whose request is running; it is done as soon as `finish()` is called."""
+    with contextlib.ExitStack() as stack:
+
+        def running(server):
+            client = stack.enter_context(server.connect()).request(f"/until?{tmp_path}/go")
+            wait_for((tmp_path / "go.running").exists)
+            return client
+
+        running.finish = (tmp_path / "go").touch
+        yield running
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("options", [{"workers": 4}, {"workers": 1, "threads": 1}], ids=["many", "one"])
+def test_an_idle_server_stops_at_once(start, number, options):
+    """Under a second, with status 0; an idle keep-alive connection does not hold it up."""
+    server = start(CONTROL, **options)
+    with server.connect() as client:
+        client.get("/")
+        asked = time.monotonic()
+        server.signal(number)
+        assert server.ended() == 0
+        assert time.monotonic() - asked < 1 * SCALE
+        assert client.closed()
+
+
+def test_term_finishes_what_has_begun(start, running):
+    """The request that runs is answered; meanwhile nobody listens any more."""
+    server = start(CONTROL, workers=2)
+    client = running(server)
+    server.signal(signal.SIGTERM)
+    wait_for(lambda: refuses(server.address))
+    running.finish()
+    assert client.response().text == "done"
+    assert server.ended() == 0
+    assert "stopped: 1 requests answered, 0 cut short" in server.log
+
+
+def refuses(address):
+    try:
+        socket.create_connection(address, 1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_term_answers_what_waits_in_the_queues(start):
+    """Connections that the kernel had accepted before the stop are answered after it, all of them."""
+    server = start(CONTROL, workers=2)
+    for pid in server.workers():
+        os.kill(pid, signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()).request("/") for _ in range(50)]
+        server.signal(signal.SIGTERM)
+        server.wait_log("SIGTERM: stopping")
+        for pid in server.workers():
+            os.kill(pid, signal.SIGCONT)
+        assert [client.response().text for client in clients] == ["hello"] * 50
+    assert server.ended() == 0
+
+
+def test_term_waits_no_longer_than_the_graceful_timeout(start, running):
+    """What still runs then is shown in the log and cut; the server was asked to stop, so the status is 0."""
+    server = start(CONTROL, graceful_timeout=1)
+    client = running(server)
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
+    assert "was still busy 1 s after it was asked to go: its stacks follow" in server.log
+    assert "in until\n" in server.log
+    assert "was killed by us because it was still busy 1 s after it was asked to go" in server.log
+    assert client.closed()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_makes_it_quick(start, running, second):
+    """Who asks again does not want to wait for the request that runs."""
+    server = start(CONTROL, graceful_timeout=60)
+    running(server)
+    server.signal(signal.SIGTERM)
+    server.wait_log("SIGTERM: stopping")
+    server.signal(second)
+    assert server.ended(5 * SCALE) == 0
+    assert f"{second.name}: stopping at once" in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_quick_stop_does_not_wait(start, running, number, threads):
+    """A request that runs is given two seconds and no more."""
+    server = start(CONTROL, workers=2, threads=threads, graceful_timeout=60)
+    running(server)
+    server.signal(number)
+    assert server.ended(5 * SCALE) == 0
+
+
+def test_control_c_in_a_terminal(start, running):
+    """The terminal sends INT to every process: no traceback, status 0."""
+    server = start(CONTROL, workers=2, graceful_timeout=60)
+    running(server)
+    os.killpg(server.pid, signal.SIGINT)
+    assert server.ended(5 * SCALE) == 0
+    assert "Traceback" not in server.log
+    assert "KeyboardInterrupt" not in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_booting_server_stops_at_once(start, tmp_path, number):
+    """An application that is still being imported has nothing to finish."""
+    (tmp_path / "hang").touch()
+    server = start(BOOTS, workers=2, env={"BOOTS": str(tmp_path)}, wait=False)
+    wait_for((tmp_path / "hanging").exists)
+    wait_for(lambda: len(server.workers()) == 2)
+    asked = time.monotonic()
+    server.signal(number)
+    assert server.ended() == 0
+    assert time.monotonic() - asked < 1 * SCALE
+
+
+def test_a_worker_that_is_stopped_does_not_hold_up_the_end(start):
+    """A worker that cannot hear us is killed when its time is over."""
+    server = start(CONTROL, workers=2, graceful_timeout=1)
+    os.kill(server.workers()[0], signal.SIGSTOP)
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
+    assert "was killed by us because it was still busy 1 s after it was asked to go" in server.log
+
+
+def test_the_file_of_a_unix_socket_is_removed(start, tmp_path):
+    """At the end only, and by the supervisor only: a dying worker leaves it to its replacement."""
+    path = tmp_path / "it.sock"
+    server = start(CONTROL, bind=f"unix:{path}", workers=2)
+    os.kill(server.workers()[0], signal.SIGTERM)
+    server.wait_log("is ready")
+    assert path.is_socket()
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
+    assert not path.exists()
