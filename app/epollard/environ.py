@@ -80,7 +80,9 @@ class Environment:
         key = name.upper().replace("-", "_")
         if name not in ("content-type", "content-length"):
             key = "HTTP_" + key
-        if len(self._keys) < 1024:
+        if len(name) <= 64:  # a bound for memory: names are a stranger's
+            if len(self._keys) >= 256:
+                self._keys.clear()
             self._keys[name] = key
         return key
 

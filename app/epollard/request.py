@@ -21,18 +21,21 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROLS: Final = bytes([*range(9), *range(10, 32), 127])
 # RFC 3986 3.3, 3.4, loosely: visible ASCII. A fragment (#) is never sent (RFC 9110 7.1).
 _TARGET: Final = re.compile(r"[!\"$-~]+")
-# RFC 3986 3.2.2: reg-name (which covers IPv4), or an IP literal, then a port. No two branches begin alike: it cannot backtrack.
-_HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?")
+# RFC 3986 3.2.2: reg-name (which covers IPv4), or an IP literal, then a port. Possessive: it cannot backtrack.
+_HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++)(?::[0-9]{0,5})?")
 _DIGITS: Final = re.compile(r"[0-9]+")
 _VERSION: Final = re.compile(r"[0-9]\.[0-9]")
 _METHOD_LENGTH: Final = 32  # the longest registered method is UPDATEREDIRECTREF (17)
+_VERSION_LENGTH: Final = len(" HTTP/1.1")
 _LENGTH_DIGITS: Final = 18  # more than any file; keeps int() cheap
 _SINGLETONS: Final = ("host", "content-length", "transfer-encoding", "content-type", "expect")
 
-# RFC 9112 7.1: a chunk's size line, and the whole of the trailers, stay within these.
+# RFC 9112 7.1: a chunk's size line, and the whole of the trailers, stay within these. Chunk extensions, which nobody reads, may
+# be no more than this over the bytes of the body (7.1.1), or a small body would be endless.
 CHUNK_LINE: Final = 1024
 TRAILER_BYTES: Final = 16 * 1024
-_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[\t ]*(?:;[\t -~\x80-\xff]*)?")
+EXTENSION_BYTES: Final = 16 * 1024
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t -~\x80-\xff]*)?")
 # RFC 9110 6.5.1: fields that decide framing, routing or authentication have no place in a trailer.
 _NO_TRAILERS: Final = frozenset(
     (
@@ -116,39 +119,46 @@ class HeadReader:
             return None
         # A target holds no space, so the first " HTTP/" ends it: what is left of it is remembered apart from what is right.
         left, _, right = data[start:end].partition(b" HTTP/")
+        fields = self._blocks.get(right) or self._read_block(right)
         line = self._lines.get(left) or self._read_line(left)
-        fields = self._blocks.get(right) or self._read_block(right, len(left))
         if line.authority is not None:
             fields = _with_host(fields, line.authority)
         return Request(line, fields, end + 4)
 
     def _judge_part(self, data: bytes, start: int) -> None:
-        """Refuse early what can no longer become a good head: nobody waits for a deadline to hear it."""
-        part = data[start + 2 :] if data.startswith(b"\r\n", start) else data[start:]
-        if not part or part == b"\r":
-            return
-        if part.count(b"\n") != part.count(b"\r\n"):
-            raise ProtocolError(400, "bare LF in the head")
-        first, crlf, block = part.partition(b"\r\n")
-        if len(first) > self.max_line:
-            raise ProtocolError(414, f"request line over {self.max_line} bytes")
-        if len(block) > self.max_header_bytes:
-            raise ProtocolError(431, f"header fields over {self.max_header_bytes} bytes")
-        if not crlf:
-            if not _TOKEN.match(chr(first[0])):
+        """Refuse early what can no longer become a good head: nobody waits for a deadline to hear it.
+
+        A head that comes byte by byte comes here for each of them, so this looks at the request line and the end only.
+        """
+        if data.startswith(b"\r\n", start):
+            start += 2
+        end = data.find(b"\n", start, start + self.max_line + 2)
+        if end < 0:
+            first = data[start : start + self.max_line + 2]
+            if len(first) > self.max_line + 1:  # the last byte may be the CR
+                raise ProtocolError(414, f"request line over {self.max_line} bytes")
+            if first and first != b"\r" and not _TOKEN.match(chr(first[0])):
                 raise ProtocolError(400, "not HTTP")
             return
-        left, _, version = first.partition(b" HTTP/")
-        self._read_line(left)
+        first = data[start:end]
+        if not first.endswith(b"\r") or data.endswith(b"\n\n"):
+            raise ProtocolError(400, "bare LF in the head")
+        if len(data) - (end + 1) > self.max_header_bytes + 1:  # as above
+            raise ProtocolError(431, f"header fields over {self.max_header_bytes} bytes")
+        left, _, version = first[:-1].partition(b" HTTP/")
         _judge_version(version.decode("latin-1"))
+        if len(left) <= CACHED_BYTES and left not in self._lines:
+            self._read_line(left)
 
     def _read_line(self, left: bytes) -> Line:
-        if len(left) > self.max_line:
+        first = left.removeprefix(b"\r\n")  # RFC 9112 2.2: an empty line before the request line is skipped
+        if len(first) + _VERSION_LENGTH > self.max_line:
             raise ProtocolError(414, f"request line over {self.max_line} bytes")
-        # RFC 9112 2.2: an empty line before the request line is skipped.
-        method, _, target = left.removeprefix(b"\r\n").decode("latin-1").partition(" ")
-        if len(method) > _METHOD_LENGTH or not _TOKEN.fullmatch(method):
+        method, _, target = first.decode("latin-1").partition(" ")
+        if not _TOKEN.fullmatch(method):
             raise ProtocolError(400, "bad method")
+        if len(method) > _METHOD_LENGTH:  # RFC 9112 3
+            raise ProtocolError(501, f"method over {_METHOD_LENGTH} bytes")
         if not _TARGET.fullmatch(target):
             raise ProtocolError(400, "bad request target")
         authority = None
@@ -178,14 +188,12 @@ class HeadReader:
         self._judge_host(authority)
         return authority, slash + path or "/"
 
-    def _read_block(self, right: bytes, line_length: int) -> Fields:
+    def _read_block(self, right: bytes) -> Fields:
         if len(right) > self.max_header_bytes + 3:
             raise ProtocolError(431, f"header fields over {self.max_header_bytes} bytes")
         lines = right.decode("latin-1").split("\r\n")
         version = lines[0]
         _judge_version(version)
-        if line_length + len(" HTTP/1.1") > self.max_line:
-            raise ProtocolError(414, f"request line over {self.max_line} bytes")
         if len(right.translate(None, _CONTROLS)) + 2 * (len(lines) - 1) != len(right):
             raise ProtocolError(400, "control character in the head")
         if len(lines) - 1 > self.max_headers:
@@ -231,8 +239,8 @@ class HeadReader:
         return lower
 
     def _judge_host(self, host: str) -> None:
-        """RFC 9110 7.2: uri-host [":" port]. Raises `ProtocolError` 400."""
-        if host in self._hosts:
+        """RFC 9110 7.2: uri-host [":" port], or nothing; a port alone is in no http URI (4.2.1). Raises `ProtocolError` 400."""
+        if not host or host in self._hosts:
             return
         match = _HOST.fullmatch(host)
         try:
@@ -273,10 +281,11 @@ def _judge_framing(fields: Fields, single: dict[str, str]) -> None:
             raise ProtocolError(400, "both Transfer-Encoding and Content-Length")
         if fields.version == "1.0":
             raise ProtocolError(400, "Transfer-Encoding in HTTP/1.0")
-        if coding.lower() != "chunked":
-            if "chunked" in coding.lower():
-                raise ProtocolError(400, "chunked is not the only transfer coding")
-            raise ProtocolError(501, "unknown transfer coding")
+        others, _, last = coding.lower().rpartition(",")
+        if last.strip(" \t") != "chunked" or "chunked" in others:
+            raise ProtocolError(400, "chunked is not the last transfer coding")
+        if others:
+            raise ProtocolError(501, "transfer coding other than chunked")
         fields.chunked = fields.framed = True
     elif length is not None:
         if not _DIGITS.fullmatch(length):
@@ -331,7 +340,7 @@ class LengthBody:
 class ChunkedBody:
     """A chunked body (RFC 9112 7.1) of at most `limit` bytes. Lines end by CRLF alone; trailers are judged and dropped."""
 
-    __slots__ = ("_buffer", "_left", "_stage", "_taken", "_trailers", "done", "limit", "rest")
+    __slots__ = ("_buffer", "_extensions", "_left", "_stage", "_taken", "_trailers", "done", "limit", "rest")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -340,6 +349,7 @@ class ChunkedBody:
         self._buffer = b""
         self._left = 0  # bytes of the chunk under way
         self._taken = 0
+        self._extensions = 0
         self._trailers = 0
         self._stage = self._size
 
@@ -366,7 +376,7 @@ class ChunkedBody:
     def _size(self, data: bytes, start: int, content: list[bytes]) -> int:
         end = data.find(b"\r\n", start, start + CHUNK_LINE + 2)
         if end < 0:
-            if len(data) - start > CHUNK_LINE:
+            if len(data) - start > CHUNK_LINE + 1:  # the last byte may be the CR
                 raise ProtocolError(400, f"chunk size line over {CHUNK_LINE} bytes")
             if b"\n" in data[start:]:
                 raise ProtocolError(400, "bare LF in a chunk size line")
@@ -378,6 +388,9 @@ class ChunkedBody:
         self._taken += self._left
         if self._taken > self.limit:
             raise ProtocolError(413, f"body over {self.limit} bytes")
+        self._extensions += end - match.end(1)
+        if self._extensions > self._taken + EXTENSION_BYTES:
+            raise ProtocolError(400, "chunk extensions outweigh the body")
         self._stage = self._data if self._left else self._trailer
         return end + 2
 
@@ -404,7 +417,7 @@ class ChunkedBody:
 
     def _trailer(self, data: bytes, start: int, content: list[bytes]) -> int:
         end = data.find(b"\r\n", start)
-        if self._trailers + (len(data) if end < 0 else end) - start > TRAILER_BYTES:
+        if self._trailers + (len(data) - 1 if end < 0 else end) - start > TRAILER_BYTES:  # the last byte may be the CR
             raise ProtocolError(431, f"trailers over {TRAILER_BYTES} bytes")
         if end < 0:
             if b"\n" in data[start:]:

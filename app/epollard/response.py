@@ -57,13 +57,13 @@ _heads: dict[Any, Head] = {}
 
 def head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
     """Judge and serialise. Raises `HeadError` (a value), `TypeError` (not strings)."""
-    key = (status, *headers)
+    key: Any = (status, *headers)
     try:
         known = _heads.get(key)
     except TypeError:
         raise TypeError("headers must be tuples of two strings") from None
     if known is None:
-        known = _new_head(status, headers)
+        known = _new_head(status, key[1:])
         if len(known.lines) <= CACHED_BYTES:
             if len(_heads) >= CACHED_ENTRIES:
                 _heads.clear()
