@@ -133,11 +133,14 @@ class Server:
             connection.watch()
 
     def drain(self) -> None:
-        """From now on every answer says `Connection: close`. Idle connections are closed."""
+        """From now on every answer says `Connection: close`. Who is idle may still ask, until the next tick.
+
+        A request that was under way to us while we closed would be lost.
+        """
         self.draining = True
-        for connection in list(self.connections):
+        for connection in self.connections:
             if connection.stage == HEAD and not connection.buffer:
-                connection.close()
+                connection.due = self.now
 
 
 class Connection:
@@ -337,7 +340,8 @@ class Connection:
                 if self.answers is not None:
                     self.write(b"")
                 return
-            if self.closing or not self.buffer:
+            # A client that asks on but does not take its answers gets no more of them for now.
+            if self.closing or not self.buffer or self.out is not None:
                 if answer and self.answers is None and self.out is None:
                     # The usual case, written out: one request, one answer, all of it taken by the kernel.
                     try:
@@ -355,11 +359,6 @@ class Connection:
                     else:
                         self.due = server.idle_due
                     return
-                self.write(answer)
-                if not self.closed:
-                    self._answered()
-                return
-            if self.out is not None:  # a client that asks on but does not take: no more of it for now
                 self.write(answer)
                 if not self.closed:
                     self._answered()
