@@ -220,7 +220,7 @@ class Config:
     """What the server was told, checked and complete. Made by `load` alone. Times in seconds, sizes in bytes."""
 
     app: str | None = _field(
-        Option("", _APP, _SERVED, "what to serve, or to call first where it ends in (); without it, the built-in demo", ("APP",))
+        Option("", _APP, _SERVED, "what to serve, or to call first where it ends in (); without it, the demo", ("APP",))
     )
     chdir: str = _field(Option(".", _DIRECTORY, _SERVED, "go there first; its Python modules are importable"))
     bind: tuple[str, ...] = _field(

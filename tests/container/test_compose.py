@@ -15,7 +15,7 @@ print(json.dumps([(row[1], row[9]) for row in rows if row[3] == '0A']))  # local
 
 def test_every_option_is_passed_through(image: str) -> None:
     """What is set outside reaches the server; what is not set there is not set inside either."""
-    names = ["APP", "WORKERS", "WEB_CONCURRENCY", "THREADS", *(config.variable(key) for key in config.OPTIONS), "EPOLLARD_CONFIG"]
+    names = ["APP", "WORKERS", "WEB_CONCURRENCY", "THREADS", "EPOLLARD_CONFIG", *map(config.variable, config.OPTIONS)]
     with stack(**{name: f"<{name}>" for name in names}) as outside:
         found = json.loads(outside.compose("config", "--format", "json"))["services"]["web"]["environment"]
     assert found == {name: f"<{name}>" for name in names}
