@@ -22,9 +22,10 @@ from .worker import EXIT_LOAD, Worker
 
 # Seconds after a worker became ready. Who dies sooner does so by habit, not by accident, and is replaced ever more slowly.
 EARLY: Final = 5.0
-# Seconds before the second, third, ... replacement of those. The first comes at once; 30 s bounds both the log and the outage.
+# Seconds before the second replacement of those, doubled for each one more; the first comes at once. The bound is for the
+# clients that the kernel sends to this slot meanwhile: they wait in its queue.
 BACKOFF_FIRST: Final = 0.5
-BACKOFF_LAST: Final = 30.0
+BACKOFF_LAST: Final = 10.0
 # If no worker has ever been ready, so many tries in one slot are enough: who started us should hear of it.
 ATTEMPTS: Final = 3
 # A quick stop gives each worker this many seconds; half of the least that init systems give us.

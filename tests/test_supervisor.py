@@ -1,0 +1,209 @@
+"""What the supervisor decides where a real server would need minutes, or a kernel in distress, to be brought to it."""
+
+import errno
+import itertools
+import os
+import signal
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from epollard import cgroup, config, supervisor
+from epollard.scoreboard import FREE, HEARTBEAT, READY, STATE
+from epollard.supervisor import Process, Slot, Supervisor
+
+PID = 2**22 + 1  # beyond what the kernel gives (proc_sys_kernel(5), pid_max)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The supervisor's clock, which stands still unless a test moves it."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(
+        supervisor, "time", SimpleNamespace(monotonic=lambda: clock.now, monotonic_ns=lambda: int(clock.now * 1e9))
+    )
+    return clock
+
+
+@pytest.fixture
+def started(clock, monkeypatch):
+    """`started("--workers", "1")`: a supervisor that has bound nothing, watches nothing and has no child."""
+    made = []
+
+    def started(*words):
+        found = Supervisor(config.load(config.parse_arguments(words).given, {}).config)
+        found._slots = [Slot(index, []) for index in range(found._workers)]
+        made.append(found)
+        return found
+
+    yield started
+    for found in made:
+        found._loop.close()
+        found._signals.close()
+        found._wakeup.close()
+        for fd in (found._bell, found._lifeline, found._lifeline_writer):
+            os.close(fd)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The signals that the supervisor sends, which nobody gets."""
+    found = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: found.append((pid, number)))
+    return found
+
+
+def process(of, slot=0):
+    """A worker that is ready, as the supervisor would know it."""
+    record = of._scoreboard.claim()
+    record[STATE] = READY
+    record[HEARTBEAT] = int(of._now * 1e9)
+    found = Process(PID, of._slots[slot], of._generation, record, -1, of._now)
+    of._processes[PID] = found
+    of._slots[slot].processes.append(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "doom", "kills", "words"),
+    [
+        (0, "", 0, "exited with 0"),
+        (3, "", 1, "exited with 3"),
+        (-signal.SIGKILL, "", 0, "was killed by signal SIGKILL"),
+        (-signal.SIGKILL, "", None, "was killed by signal SIGKILL"),
+        (-signal.SIGKILL, "", 1, "was killed by the kernel for memory (limit 512 MiB)"),
+        (-signal.SIGKILL, "silent for 60 s", 1, "was killed by us because it was silent for 60 s"),
+        (-signal.SIGABRT, "silent for 60 s", 0, "was killed by signal SIGABRT"),
+        (-signal.SIGTERM, "", 1, "was killed by signal SIGTERM"),
+        (-50, "", 0, "was killed by signal 50"),
+    ],
+)
+def test_the_cause_of_death(started, monkeypatch, code, doom, kills, words):
+    """SIGKILL alone says nothing: it was us, or the kernel has counted one kill more, or it was somebody else."""
+    monkeypatch.setattr(cgroup, "oom_kills", lambda: 0)
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: 512 * 2**20)
+    of = started("--workers", "1")
+    monkeypatch.setattr(cgroup, "oom_kills", lambda: kills)
+    dead = process(of)
+    dead.doom = doom
+    assert of._cause(dead, code) == words
+
+
+def test_each_kill_for_memory_explains_one_death(started, monkeypatch):
+    """Two counted, three dead: the third was somebody else's doing."""
+    counted = [7]
+    monkeypatch.setattr(cgroup, "oom_kills", lambda: counted[0])
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: None)
+    of = started("--workers", "1")
+    counted[0] += 2
+    words = [of._cause(process(of), -signal.SIGKILL) for _ in range(3)]
+    assert words == ["was killed by the kernel for memory"] * 2 + ["was killed by signal SIGKILL"]
+
+
+def test_silence_is_punished_when_the_deadline_has_passed(started, clock, sent):
+    """Not a second before; first the stacks, half a second later the end."""
+    of = started("--workers", "1", "--stuck-timeout", "60")
+    process(of)
+    since = clock.now
+    while not sent:
+        of._step()
+        clock.now += 0.5
+    assert clock.now - since == 60.5
+    assert sent == [(PID, signal.SIGUSR1)]
+    of._step()
+    assert sent == [(PID, signal.SIGUSR1), (PID, signal.SIGKILL)]
+    clock.now += 0.5
+    of._step()
+    assert len(sent) == 2
+
+
+def test_a_sign_of_life_is_enough(started, clock, sent):
+    """A worker that has been silent for 59 s and then speaks has 60 s more."""
+    of = started("--workers", "1", "--stuck-timeout", "60")
+    alive = process(of)
+    for second in range(177):
+        if second % 59 == 0:
+            alive.record[HEARTBEAT] = int(clock.now * 1e9)
+        of._step()
+        clock.now += 1
+    assert sent == []
+
+
+def test_a_pause_of_everything_is_not_silence(started, clock, sent):
+    """After `docker pause` for an hour every worker has as long as ever to speak, and no longer."""
+    of = started("--workers", "1", "--stuck-timeout", "60")
+    process(of)
+    of._step()
+    clock.now += 3600
+    for _ in range(60):
+        of._step()
+        clock.now += 1
+    assert sent == []
+    of._step()
+    assert sent == [(PID, signal.SIGUSR1)]
+
+
+def test_a_deadline_shorter_than_the_heartbeat_kills_nobody(started, clock, sent):
+    """Workers speak once a second: a stuck timeout of 10 ms would otherwise end each of them."""
+    of = started("--workers", "1", "--stuck-timeout", "10ms")
+    alive = process(of)
+    for tenth in range(100):
+        if tenth % 10 == 0:
+            alive.record[HEARTBEAT] = int(clock.now * 1e9)
+        of._step()
+        clock.now += 0.1
+    assert sent == []
+
+
+def test_a_process_that_cannot_be_forked_is_tried_again(started, clock, monkeypatch, capfd):
+    """A limit on processes is waited out, ever more patiently; nothing is leaked meanwhile, and the server goes on."""
+    of = started("--workers", "1")
+    of._proven = 1
+    attempts = []
+
+    def fork():
+        attempts.append(clock.now)
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", fork)
+    before = os.listdir("/proc/self/fd")
+    for _ in range(100):
+        of._step()
+        clock.now += 0.5
+    waits = [later - earlier for earlier, later in itertools.pairwise(attempts)]
+    assert waits == [0.5, 0.5, 1, 2, 4, 8, 10, 10, 10]
+    assert os.listdir("/proc/self/fd") == before
+    assert of._scoreboard.record(0)[STATE] == FREE
+    assert "worker 0 cannot be started: [Errno 11] Resource temporarily unavailable" in capfd.readouterr().err
+
+
+def test_a_server_that_can_never_fork_ends(started, clock, monkeypatch):
+    """Three attempts; then who started us should hear of it, by status 1."""
+    of = started("--workers", "2")
+    monkeypatch.setattr(os, "fork", lambda: (_ for _ in ()).throw(OSError(errno.ENOMEM, "no memory")))
+    for _ in range(10):
+        of._step()
+        clock.now += 0.5
+    assert of._stopping == supervisor.QUICK
+    assert of._status == 1
+
+
+def test_no_free_record_is_no_crash(started, clock, monkeypatch, capfd):
+    """So many workers that drain that there is no record for another one: it has to wait."""
+    of = started("--workers", "1")
+    of._proven = 1
+    monkeypatch.setattr(of._scoreboard, "capacity", 0)
+    of._step()
+    assert "worker 0 cannot be started: all 0 records of the scoreboard are taken" in capfd.readouterr().err
+
+
+def test_unknown_children_are_reaped(started):
+    """A child that is nobody's worker is collected and forgotten."""
+    of = started("--workers", "1")
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    of._reap()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child.pid, 0)
+    child.returncode = 0
