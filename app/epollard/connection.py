@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from . import log, response
-from .loop import EDGE, ERR, HUP, IN, ONESHOT, OUT, Loop
+from .loop import EDGE, ERR, HUP, IN, ONESHOT, OUT, RDHUP, Loop
 from .request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request
 
 RECEIVE: Final = 65536  # bytes taken at once; the kernel's usual receive buffer
@@ -94,7 +94,8 @@ class Server:
         """How connections are registered: `level`, `edge` or `oneshot` (epoll(7))."""
         self.flags = {"level": 0, "edge": EDGE, "oneshot": ONESHOT}[name]
         self.oneshot = name == "oneshot"
-        self.watch_mask = IN | self.flags
+        # The end of a client that comes with its last bytes is one edge with them: RDHUP tells of it.
+        self.watch_mask = IN | self.flags | (RDHUP if name == "edge" else 0)
 
     def tick(self, monotonic: float, now: float) -> None:
         """Once a second: the date, and the deadlines.
@@ -207,15 +208,15 @@ class Connection:
             return
         self.buffer = self.buffer + data if self.buffer else data
         if self.server.flags:
-            self._advance_armed(data)
+            self._advance_armed(data, events)
             return
         self._advance()
         if self.buffer is data:
             self.due = self.server.header_due  # a head's deadline runs from its first byte
 
-    def _advance_armed(self, data: bytes) -> None:
+    def _advance_armed(self, data: bytes, events: int) -> None:
         """As level-triggered, but epoll says things once: ask again where it must (one-shot) or bytes may be left (edge)."""
-        ask = self.server.oneshot or len(data) == RECEIVE
+        ask = self.server.oneshot or len(data) == RECEIVE or events & RDHUP != 0
         self.paused = ask
         self._advance()
         if self.closed:
@@ -245,7 +246,7 @@ class Connection:
             log.debug(f"{self.name()} left in the middle of a request's body")
             self.close()
             return
-        ask = self.server.oneshot or (data is not None and len(data) == RECEIVE and self.server.flags != 0)
+        ask = self.server.oneshot or (self.server.flags != 0 and data is not None and (len(data) == RECEIVE or events & RDHUP != 0))
         self.paused = ask
         if data:
             self.due = self.server.body_due

@@ -19,6 +19,7 @@ IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
 ERR: Final = select.EPOLLERR
 HUP: Final = select.EPOLLHUP
+RDHUP: Final = select.EPOLLRDHUP
 EDGE: Final = select.EPOLLET
 ONESHOT: Final = select.EPOLLONESHOT
 

@@ -1,0 +1,62 @@
+"""Where a test holds an application, and what it was told meanwhile. By files alone: nothing of it runs in the server."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from harness import wait_for
+
+
+class Gate:
+    """A FIFO on which the application waits (`apps.routes.wait`), until the test opens it. Leaving the block opens it too."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer = -1
+        os.mkfifo(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer < 0 and self._arrived():
+            pass
+        self.open()
+
+    def wait(self) -> Self:
+        """Wait until the application waits."""
+        wait_for(self._arrived, f"nobody waits at {self.path.name}")
+        return self
+
+    def _arrived(self) -> bool:
+        try:
+            self._writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # ENXIO: nobody reads (fifo(7))
+            return False
+        return True
+
+    def open(self) -> None:
+        """Let the application go on."""
+        if self._writer >= 0:
+            os.close(self._writer)
+            self._writer = -1
+
+
+class Notes:
+    """What the application has noted (`apps.routes.note`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.path.read_text().splitlines() if self.path.exists() else []
+
+    def wait(self, count: int) -> list[str]:
+        """Wait for so many lines, and no more."""
+        wait_for(lambda: len(self.lines) >= count, lambda: f"{count} lines, not {self.lines}")
+        assert len(self.lines) == count, self.lines
+        return self.lines

@@ -1,0 +1,534 @@
+"""HTTP/1.1 as clients see it: where messages end, which answer belongs to which request, when a connection goes on."""
+
+import gc
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
+
+import httpx
+import pytest
+from gates import Gate
+
+from harness import WAIT, Client, wait_for
+
+APP = "apps.routes:app"
+GET = b"GET %b HTTP/1.1\r\nHost: test\r\n\r\n"
+RESET_TARGETS = ["/hello", "/size?n=3000000", "/stream?n=200000", "/closing?kind=endless&log=%s"]
+
+
+@pytest.fixture
+def server(serve):
+    return serve(APP)
+
+
+def test_a_connection_goes_on(server):
+    """HTTP/1.1 keeps a connection by default (RFC 9112 9.3); Date and Server are there once."""
+    with server.connect() as client:
+        for _ in range(3):
+            answer = client.get("/hello")
+            assert (answer.version, answer.status, answer.body) == ("HTTP/1.1", 200, b"Hello, world!")
+            assert answer.header("connection") is None
+            assert answer.header("date")
+            assert answer.header("server")
+
+
+@pytest.mark.parametrize(
+    ("request_head", "connection", "goes_on"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n", "close", False),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: x, CLOSE\r\n", "close", False),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n", None, True),
+        (b"GET / HTTP/1.0\r\n", "close", False),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n", "keep-alive", True),
+        (b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\nHost: a\r\n", "keep-alive", True),
+        (b"GET / HTTP/1.9\r\nHost: a\r\n", None, True),
+        (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n", None, True),
+        (b"OPTIONS * HTTP/1.0\r\n", "close", False),
+        (b"GET /stream?n=3&length=1 HTTP/1.0\r\nConnection: keep-alive\r\n", "keep-alive", True),
+        (b"GET /stream?n=3 HTTP/1.0\r\nConnection: keep-alive\r\n", "close", False),
+        (b"GET /size?n=70000 HTTP/1.0\r\nConnection: keep-alive\r\n", "keep-alive", True),
+        (b"GET /status?status=200+OK&Connection=close HTTP/1.1\r\nHost: a\r\n", "close", False),
+        (b"GET /status?status=204+No HTTP/1.0\r\nConnection: keep-alive\r\n", "keep-alive", True),
+    ],
+)
+def test_who_closes_says_so(server, request_head, connection, goes_on):
+    """`Connection` of the answer is what happens next."""
+    with server.connect() as client:
+        answer = client.send(request_head, b"\r\n").response()
+        assert answer.status in (200, 204)
+        assert answer.header("connection") == connection
+        if goes_on:
+            assert client.get("/hello").status == 200
+        else:
+            assert client.closed()
+
+
+def test_pipelined_requests_are_answered_in_order_in_one_send(server):
+    """What arrives in one packet leaves in one: a single `recv` of ours has every answer."""
+    targets = [f"/target?{number}" for number in range(12)]
+    with server.connect() as client:
+        client.get("/hello")  # the connection is known to epoll from here on
+        client.send(*(GET % target.encode() for target in targets))
+        received = client.socket.recv(65536)
+        assert received.count(b"HTTP/1.1 200 OK\r\n") == len(targets)
+        positions = [received.index(f"\r\n\r\n/target?{number}".encode()) for number in range(12)]
+        assert positions == sorted(positions)
+
+
+def test_a_long_pipeline_is_answered_whole(server):
+    """Many more requests than one turn takes, of every kind, split anywhere: in order, none lost, none twice."""
+    kinds = ["/target?%d", "/stream?n=3&i=%d", "/status?status=204+No&i=%d", "/target?b%d", "/size?n=70000&i=%d", "/raises?i=%d"]
+    targets = [kinds[number % len(kinds)] % number for number in range(600)]
+    with server.connect() as client, ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(client.socket.sendall, b"".join(GET % target.encode() for target in targets))
+        for target in targets:
+            answer = client.response()
+            if target.startswith("/target"):
+                assert answer.text == target
+            else:
+                kind = target.partition("?")[0]
+                expected = {"/stream": (200, 30), "/status": (204, 0), "/size": (200, 70000), "/raises": (500, 22)}
+                assert (answer.status, len(answer.body)) == expected[kind]
+        sent.result()
+        assert client.get("/hello").body == b"Hello, world!"
+
+
+def test_bodies_in_a_pipeline(server):
+    """Each request gets its own body, by length or chunked, and the next one begins where it ends."""
+    pieces, expected = [], []
+    for number in range(40):
+        body = b"%d " % number * number * 100
+        head = b"POST /digest HTTP/1.1\r\nHost: test\r\n"
+        if number % 2:
+            pieces += [head, b"Content-Length: %d\r\n\r\n" % len(body), body]
+        else:
+            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            pieces += [head, b"Transfer-Encoding: chunked\r\n\r\n", chunk, b"0\r\n\r\n"]
+        pieces.append(GET % b"/target?%d" % number)
+        expected.append(len(body))
+    with server.connect() as client, ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(client.socket.sendall, b"".join(pieces))
+        for number, length in enumerate(expected):
+            assert json.loads(client.response().text)["length"] == length
+            assert client.response().text == f"/target?{number}"
+        sent.result()
+
+
+def test_a_request_may_come_byte_by_byte(server):
+    """A packet is no unit of HTTP."""
+    with server.connect() as client:
+        for byte in b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\nabcGET /hello HTTP/1.1\r\nHost: a\r\n\r\n":
+            client.send(bytes((byte,)))
+        assert json.loads(client.response().text)["length"] == 3
+        assert client.response().body == b"Hello, world!"
+
+
+@pytest.mark.parametrize(
+    "target", ["/hello", "/size?n=100000", "/stream?n=3", "/stream?n=3&length=1", "/written", "/target", "/pieces", "/raises"]
+)
+def test_head_is_get_without_its_body(server, target):
+    """RFC 9110 9.3.2: no body, and the length that GET would have, if any."""
+    with server.connect() as client:
+        whole = client.get(target)
+        head = client.request(target, "HEAD").response("HEAD")
+        assert head.status == whole.status
+        if head.header("content-length") is not None:
+            assert head.header("content-length") == whole.header("content-length") == str(len(whole.body))
+        assert client.get("/hello").body == b"Hello, world!"  # not a byte of a body came before
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+@pytest.mark.parametrize("body", ["", "text"])
+@pytest.mark.parametrize("length", ["", "&Content-Length=4"])
+def test_answers_that_have_no_body(server, status, body, length):
+    """RFC 9112 6.3: 204 and 304 end with their head, whatever the application gives; only 304 may say a length."""
+    with server.connect() as client:
+        answer = client.get(f"/status?status={quote(status)}&body={body}{length}")
+        assert f"{answer.status} {answer.reason}" == status
+        assert answer.header("transfer-encoding") is None
+        assert answer.header("content-length") == ("4" if length and answer.status == 304 else None)
+        assert client.get("/hello").body == b"Hello, world!"
+
+
+@pytest.mark.parametrize("status", ["200", "200 ", "299 Never heard of", "404 Nicht gefunden \u00e4", "599 x"])
+def test_a_status_may_say_what_it_likes(server, status):
+    """RFC 9112 4: three digits, and a phrase that may be empty."""
+    with server.connect() as client:
+        answer = client.get(f"/status?status={quote(status)}")
+        assert f"{answer.status} {answer.reason}".strip() == status.strip()
+
+
+def test_the_application_may_say_date_and_server(server):
+    """What it says is not said again."""
+    with server.connect() as client:
+        answer = client.get("/status?status=200+OK&Date=then&Server=me")
+        assert (answer.header("date"), answer.header("server")) == ("then", "me")
+
+
+def test_a_stream_is_chunked_and_comes_piece_by_piece(server, tmp_path):
+    """A piece is sent before the next one is there (PEP 3333)."""
+    with Gate(tmp_path / "gate") as gate, server.connect() as client:
+        client.request(f"/gated_stream?fifo={gate.path}")
+        received = b""
+        while b"before " not in received:
+            received += client.socket.recv(65536)
+        assert b"Transfer-Encoding: chunked\r\n" in received
+        gate.wait().open()
+        while not received.endswith(b"0\r\n\r\n"):
+            received += client.socket.recv(65536)
+        assert received.endswith(b"\r\n\r\n7\r\nbefore \r\n5\r\nafter\r\n0\r\n\r\n")
+
+
+# --- Expect: 100-continue
+
+
+def expecting(target, body, more=""):
+    return f"POST {target} HTTP/1.1\r\nHost: test\r\nExpect: 100-Continue\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode()
+
+
+@pytest.mark.parametrize("how", ["read", "read-sized", "readline", "readlines", "iter"])
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_continue_is_said_when_the_application_reads(server, how, size):
+    """RFC 9110 10.1.1: 100, then the body, then the answer; and the connection goes on."""
+    body = b"line of 11\n" * (size // 11) + b"end"
+    with server.connect() as client:
+        for _ in range(2):
+            assert client.send(expecting("/read?how=" + how, body)).response().status == 100
+            answer = client.send(body).response()
+            assert "".join(json.loads(answer.text)).encode() == body
+        assert client.get("/hello", close=True).header("connection") == "close"
+
+
+def test_continue_is_not_said_when_the_application_does_not_read(server):
+    """The final answer comes at once; whether the body follows nobody knows, so the connection is closed."""
+    with server.connect() as client:
+        answer = client.send(expecting("/read?how=not", b"x" * 10)).response()
+        assert (answer.status, answer.header("connection")) == (200, "close")
+        assert client.closed()
+
+
+def test_a_body_that_does_not_wait_needs_no_continue(server):
+    """A client may send its body at once (RFC 9110 10.1.1): then 100 would be late, and is not sent."""
+    with server.connect() as client:
+        answer = client.send(expecting("/read?how=read", b"abc"), b"abc", GET % b"/target?next").response()
+        assert answer.status == 200
+        assert json.loads(answer.text) == ["abc"]
+        assert client.response().text == "/target?next"
+
+
+def test_continue_after_requests_of_the_same_packet(server):
+    """Answers of a pipeline stay in order, 100 among them."""
+    with server.connect() as client:
+        client.send(GET % b"/target?1", GET % b"/target?2", expecting("/read?how=read", b"abc"))
+        assert [client.response().text for _ in range(2)] == ["/target?1", "/target?2"]
+        assert client.response().status == 100
+        assert json.loads(client.send(b"abc").response().text) == ["abc"]
+
+
+def test_no_continue_for_http_1_0(server):
+    """RFC 9110 10.1.1: a client of HTTP/1.0 does not know 100."""
+    with server.connect() as client:
+        head = b"POST /read?how=read HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        assert json.loads(client.send(head, b"abc").response().text) == ["abc"]
+
+
+def test_no_continue_once_the_answer_has_begun(server):
+    """100 comes before the final status or never; the application is told that there is nothing to read, and nobody waits."""
+    with server.connect() as client:
+        answer = client.send(expecting("/read_late", b"abc")).response()
+        assert (answer.status, answer.body) == (200, b"begun ConnectionResetError")
+        assert client.closed()
+
+
+def test_a_client_that_leaves_instead_of_continuing(server, tmp_path):
+    """The application's read fails, at once and again, and the worker goes on."""
+    log = tmp_path / "log"
+    with server.connect() as client:
+        assert client.send(expecting(f"/read_twice?log={log}", b"abc")).response().status == 100
+    wait_for(log.exists, "the application was not told")
+    assert wait_for(log.read_text).split() == ["ConnectionResetError"] * 2
+    assert server.get("/hello").status == 200
+
+
+# --- Targets
+
+
+def test_absolute_form(server):
+    """RFC 9112 3.2.2: the authority of the target takes the place of Host."""
+    with server.connect() as client:
+        client.send(b"GET http://Example.org:81/environment?a=b HTTP/1.1\r\nHost: other\r\n\r\n")
+        environ = json.loads(client.response().text)
+        assert (environ["PATH_INFO"], environ["QUERY_STRING"]) == ("/environment", "a=b")
+        assert environ["HTTP_HOST"] == "Example.org:81"
+        client.send(b"GET http://example.org HTTP/1.1\r\nHost: other\r\n\r\n")
+        assert client.response().body == b"Hello, world!"
+
+
+@pytest.mark.parametrize("body", [b"", b"Content-Length: 5\r\n\r\nabcde"])
+def test_options_of_the_server(server, body):
+    """RFC 9110 9.3.7: `OPTIONS *` asks the server; no application is asked (this one would say hello)."""
+    with server.connect() as client:
+        answer = client.send(b"OPTIONS * HTTP/1.1\r\nHost: test\r\n", body or b"\r\n").response()
+        assert (answer.status, answer.body, answer.header("content-length")) == (200, b"", "0")
+        if not body:
+            assert client.get("/hello").status == 200
+
+
+def test_an_empty_line_before_a_request(server):
+    """RFC 9112 2.2: old clients send one after a body."""
+    with server.connect() as client:
+        for _ in range(2):
+            answer = client.send(b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\nabc\r\n").response()
+            assert json.loads(answer.text)["length"] == 3
+
+
+# --- Bodies
+
+
+@pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 256 * 1024 - 1, 256 * 1024, 256 * 1024 + 1, 5 << 20])
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_bodies_of_every_size(server, size, chunked):
+    """A body arrives as it was sent; a large one is kept in a file that has no name."""
+    import hashlib
+
+    body = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+    content = iter([body[: size // 3], body[size // 3 : size // 3 + 1], body[size // 3 + 1 :]]) if chunked else body
+    with httpx.Client(base_url=server.url, timeout=WAIT, trust_env=False) as client:
+        for _ in range(2):
+            answer = client.post("/digest", content=content)
+            found = answer.json()
+            assert found["length"] == size
+            assert found["sha256"] == hashlib.sha256(body).hexdigest()
+            assert found["files"] == []
+            assert found["input"] == "b''"
+            content = body
+
+
+def test_chunks_with_extensions_and_trailers(server):
+    """RFC 9112 7.1: both are read, and never seen by the application."""
+    with server.connect() as client:
+        client.send(b"POST /read?how=read HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: Chunked\r\nTrailer: X-Sum\r\n\r\n")
+        client.send(b"3;name=value\r\nabc\r\n", b"0A ; q=\"x\"\r\n0123456789\r\n", b"0\r\nX-Sum: 1\r\nX-Other: 2\r\n\r\n")
+        assert json.loads(client.response().text) == ["abc0123456789"]
+        assert client.get("/hello").status == 200
+
+
+def test_a_slow_sender_holds_no_thread(server):
+    """The application is called when the body is there: sixteen bodies that never end disturb nobody."""
+    slow = [server.connect() for _ in range(16)]
+    for client in slow:
+        client.send(b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc")
+    for client in slow:
+        assert server.get("/hello").status == 200
+        client.send(b"defghij")
+        assert json.loads(client.response().text)["length"] == 10
+        client.close()
+
+
+# --- Ends
+
+
+@pytest.mark.parametrize("target", ["/hello", "/stream?n=3", "/size?n=1000000"])
+def test_a_half_closed_client_is_answered_and_let_go(server, target):
+    """Who says that nothing more will come gets its answers, and then the end at once, not after an idle deadline."""
+    with server.connect() as client:
+        client.send(GET % target.encode(), GET % target.encode()).half_close()
+        assert [client.response().status for _ in range(2)] == [200, 200]
+        assert client.closed()
+
+
+def test_a_half_closed_client_in_the_middle_of_a_body(server):
+    """The rest will never come: the connection is closed, not kept until the body's deadline."""
+    with server.connect() as client:
+        client.send(b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc").half_close()
+        assert client.closed()
+
+
+@pytest.mark.parametrize("target", ["/hello", "/stream?n=3", "/size?n=1000000"])
+def test_the_last_request_and_the_end_in_one_packet(server, target):
+    """One event of epoll for two facts: an edge-triggered connection hears of the end no second time."""
+    with server.connect() as client:
+        client.get("/hello")  # known to epoll, and idle
+        client.socket.send(GET % target.encode(), socket.MSG_MORE)
+        client.half_close()
+        assert client.response().status == 200
+        assert client.closed()
+
+
+def test_the_last_of_a_body_and_the_end_in_one_packet(server):
+    """As for a head."""
+    with server.connect() as client:
+        client.send(b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n")
+        server.get("/hello")  # by now the head is read, and the body waited for
+        client.socket.send(b"abc", socket.MSG_MORE)
+        client.half_close()
+        assert client.closed()
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HT"])
+def test_a_half_closed_client_without_a_request(server, data):
+    """Nothing was asked: nothing is answered."""
+    with server.connect() as client:
+        client.send(data).half_close()
+        assert client.closed()
+
+
+@pytest.mark.parametrize("after", [b"", b"\r\n", b"x" * 100_000], ids=["nothing", "a line", "much"])
+def test_the_last_answer_is_never_lost_to_a_reset(server, after):
+    """RFC 9112 9.6: closing with unread bytes would reset the connection, and the answer might go with it."""
+    for _ in range(5):
+        with server.connect() as client:
+            client.send(b"GET /size?n=300000 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n", after)
+            assert len(client.response().body) == 300_000
+            assert client.rest() == b""
+
+
+def test_an_early_answer_to_a_body_on_its_way(serve):
+    """413 while the client still sends: it can send on (within a bound) and then read why it was refused."""
+    server = serve(APP, max_body=1000)
+    for _ in range(5):
+        with server.connect() as client:
+            client.send(b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 800000\r\n\r\n")
+            for _ in range(8):
+                client.send(b"x" * 100_000)
+            assert client.response().status == 413
+            assert client.rest() == b""
+
+
+def test_a_client_that_sends_without_end_is_cut(serve):
+    """The bound: who goes on for megabytes after a refusal is cut off."""
+    server = serve(APP, max_body=1000)
+    with server.connect() as client:
+        client.send(b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 800000000\r\n\r\n")
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            for _ in range(10_000):
+                client.send(b"x" * 100_000)
+
+
+def stages(target):
+    """A request, cut at every stage."""
+    yield b""
+    yield b"GET"
+    yield b"GET / HTTP/1.1\r\nHost: test\r\nX: y"
+    yield b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n"
+    yield b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc"
+    yield b"POST /digest HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nab"
+    yield expecting("/read?how=read", b"abc")
+    for one in RESET_TARGETS:
+        one = one % target if "%s" in one else one
+        yield GET % one.encode()
+        yield GET % one.encode() * 3
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_clients_that_leave_at_every_stage(server, tmp_path, how):
+    """None of them costs a descriptor, a thread or the next one's answer."""
+    gc.collect()
+    with server.connect() as watcher:
+        before = int(watcher.get("/fds").text)
+        for data in [*stages(tmp_path / "log")] * 3:
+            clients = [server.connect(), server.connect()]
+            for client in clients:
+                client.send(data)
+            if data:  # one of the two leaves when something has been answered, the other one before
+                clients[0].socket.settimeout(0.02)
+                try:
+                    clients[0].socket.recv(1000)
+                except TimeoutError:
+                    pass
+            for client in clients:
+                getattr(client, how)()
+        wait_for(lambda: int(watcher.get("/fds").text) == before, lambda: f"{watcher.get('/fds').text} descriptors, not {before}")
+        assert watcher.get("/hello").status == 200
+    assert "a fault of epollard itself" not in server.log
+
+
+# --- Real clients
+
+
+def test_httpx_keeps_its_connections(server):
+    """A pool of connections under threads: every answer is the right one."""
+    limits = httpx.Limits(max_connections=8, max_keepalive_connections=8)
+    with httpx.Client(base_url=server.url, limits=limits, timeout=WAIT, trust_env=False) as client, ThreadPoolExecutor(16) as pool:
+
+        def ask(number):
+            kind = number % 4
+            if kind == 0:
+                return client.get(f"/target?{number}").text == f"/target?{number}"
+            if kind == 1:
+                return client.post("/read?how=read", content=str(number)).json() == [str(number)]
+            if kind == 2:
+                return len(client.get(f"/stream?n={number}").content) == 10 * number
+            return len(client.get(f"/size?n={number * 1000}").content) == number * 1000
+
+        assert all(pool.map(ask, range(200)))
+
+
+def test_two_hundred_clients_at_once(server):
+    """Mixed, half of them with keep-alive, some slow to send: each gets its own answers in its own order."""
+    clients = [server.connect() for _ in range(200)]
+    for turn in range(3):
+        for number, client in enumerate(clients):
+            kind = (number + turn) % 5
+            if kind == 0:
+                client.send(GET % b"/target?%d" % number, GET % b"/target?%d" % -number)
+            elif kind == 1:
+                client.request("/read?how=read", "POST", b"%d" % number)
+            elif kind == 2:
+                client.send(b"POST /read?how=iter HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab")
+            elif kind == 3:
+                client.request(f"/stream?n={number}")
+            else:
+                client.send(b"GET /target?%d HTT" % number)
+        for number, client in enumerate(clients):
+            kind = (number + turn) % 5
+            if kind == 2:
+                client.send(b"\r\n1\r\nc\r\n0\r\n\r\n")
+            elif kind == 4:
+                client.send(b"P/1.1\r\nHost: test\r\n\r\n")
+        for number, client in enumerate(clients):
+            kind = (number + turn) % 5
+            text = client.response().text
+            expected = {0: f"/target?{number}", 1: f'["{number}"]', 2: '["abc"]', 4: f"/target?{number}"}
+            assert text == expected[kind] if kind in expected else len(text) == 10 * number
+            if kind == 0:
+                assert client.response().text == f"/target?{-number}"
+    for client in clients:
+        client.close()
+
+
+def test_curl(server, tmp_path):
+    """curl's uploads wait for 100 by themselves; two URLs go over one connection."""
+    if not shutil.which("curl"):
+        pytest.skip("no curl")
+    body = tmp_path / "body"
+    body.write_bytes(b"x" * 2_000_000)
+    words = ["curl", "-sS", "--noproxy", "*", "--max-time", str(WAIT), "-w", "%{num_connects} %{http_code}\n"]
+    upload = ["-H", "Expect: 100-continue", "--data-binary", f"@{body}", f"{server.url}/read?how=readline"]
+    done = subprocess.run([*words, *upload, f"{server.url}/read?how=readline"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answers = ['["' + "x" * 2_000_000 + '"]']
+    assert done.stdout == f"{answers[0]}1 200\n{answers[0]}0 200\n"
+
+
+def test_the_client_of_the_standard_library(server):
+    """http.client reads lengths, chunks and ends as it understands them."""
+    connection = http.client.HTTPConnection(*server.address, timeout=WAIT)
+    for target, length in ("/hello", 13), ("/stream?n=1000", 10_000), ("/size?n=100000", 100_000), ("/status?status=204+No", 0):
+        connection.request("GET", target)
+        assert len(connection.getresponse().read()) == length
+    connection.request("POST", "/read?how=read", body=iter([b"a", b"b"]), encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
+    assert json.loads(connection.getresponse().read()) == ["ab"]
+    connection.close()
+
+
+def test_a_reader_of_one_packet_at_a_time(server):
+    """A small window of the client's does not change what it gets."""
+    with Client(server.address, receive_buffer=2048) as client:
+        for _ in range(2):
+            assert client.get("/size?n=2000000").body == b"x" * 2_000_000
+            assert len(client.get("/stream?n=100000").body) == 1_000_000
