@@ -26,7 +26,8 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[byt
     if environ["PATH_INFO"] == "/counts":
         python: Counter[str] = Counter()
         for code, count in _python.copy().items():
-            python[f"{code.co_filename.rpartition("/")[2]}:{code.co_qualname}"] += count
+            file = code.co_filename.rpartition("/")[2]
+            python[f"{file}:{code.co_qualname}"] += count
         body = json.dumps({"python": python, "c": _c}).encode()
     else:
         if environ.get("CONTENT_LENGTH"):
