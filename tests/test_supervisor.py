@@ -54,13 +54,13 @@ def sent(monkeypatch):
     return found
 
 
-def process(of, slot=0):
+def process(of, slot=0, pid=PID):
     """A worker that is ready, as the supervisor would know it."""
     record = of._scoreboard.claim()
     record[STATE] = READY
     record[HEARTBEAT] = int(of._now * 1e9)
-    found = Process(PID, of._slots[slot], of._generation, record, -1, of._now)
-    of._processes[PID] = found
+    found = Process(pid, of._slots[slot], of._generation, record, -1, of._now)
+    of._processes[pid] = found
     of._slots[slot].processes.append(found)
     return found
 
@@ -207,3 +207,19 @@ def test_unknown_children_are_reaped(started):
     with pytest.raises(ChildProcessError):
         os.waitpid(child.pid, 0)
     child.returncode = 0
+
+
+def test_stacks_are_written_one_after_the_other(started, clock, sent):
+    """If all workers are stuck at once their stacks are not mixed, and each has its half second to write them."""
+    of = started("--workers", "3", "--stuck-timeout", "60")
+    for slot in range(3):
+        process(of, slot, PID + slot)
+    times = {}
+    while len(times) < 6:
+        of._step()
+        for one in sent:
+            times.setdefault(one, clock.now)
+        clock.now += 1 / 32
+    dumped, killed = ([times[PID + slot, number] for slot in range(3)] for number in (signal.SIGUSR1, signal.SIGKILL))
+    assert [later - earlier for earlier, later in itertools.pairwise(dumped)] == [0.125, 0.125]
+    assert [kill - dump for kill, dump in zip(killed, dumped, strict=True)] == [0.5, 0.5, 0.5]

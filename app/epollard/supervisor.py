@@ -32,6 +32,8 @@ ATTEMPTS: Final = 3
 QUICK_GRACE: Final = 2.0
 # Seconds between the wish for a worker's stacks and its end. It needs no more than a few ms for them, unless it is stopped.
 DUMP_GRACE: Final = 0.5
+# Seconds between the stacks of one worker and of the next: faulthandler writes in pieces, and two at once would be mixed.
+DUMP_SPACING: Final = 0.1
 # A worker says once a second that it lives (loop.TICK), so a shorter silence means nothing, whatever was configured.
 LEAST_SILENCE: Final = 2.0
 # If we ourselves were not on for so many seconds (SIGSTOP, `docker pause`), the workers' silence is not their fault.
@@ -119,6 +121,8 @@ class Supervisor:
         self._status = EXIT_STOPPED
         self._last_words = b""
         self._printed = b""
+        self._dumps: list[Process] = []  # whose stacks are wanted
+        self._next_dump = 0.0
         self._answered = self._aborted = 0
         self._oom_kills = cgroup.oom_kills() or 0
         self._now = self._resumed = time.monotonic()
@@ -188,8 +192,7 @@ class Supervisor:
                 log.info(f"SIGTTOU: {self._workers} workers wanted")
             elif number == signal.SIGUSR1:
                 log.info("SIGUSR1: the supervisor's stack stands above, those of its workers follow")
-                for process in self._processes.values():
-                    os.kill(process.pid, signal.SIGUSR1)
+                self._dumps += self._processes.values()
             elif number == signal.SIGUSR2:
                 log.warning("SIGUSR2: this version cannot hand over to another; ignored")
 
@@ -227,6 +230,7 @@ class Supervisor:
         self._reap()
         for process in self._processes.values():
             self._judge(process)
+        self._dump()
         if self._stopping:
             return None
         self._resize()
@@ -394,9 +398,19 @@ class Supervisor:
         """Kill it, but first let it show what it is doing."""
         process.doom = doom
         log.error(f"{process} was {doom}: its stacks follow, then it is killed")
-        os.kill(process.pid, signal.SIGUSR1)
-        process.kill_at = self._now + DUMP_GRACE
-        self._due(process.kill_at)
+        self._dumps.append(process)
+
+    def _dump(self) -> None:
+        """Let the next worker write its stacks."""
+        while self._dumps and self._due(self._next_dump):
+            process = self._dumps.pop(0)
+            if process.pid in self._processes:
+                log.info(f"the stacks of {process}:")
+                os.kill(process.pid, signal.SIGUSR1)
+                self._next_dump = self._now + DUMP_SPACING
+                if process.doom:
+                    process.kill_at = min(process.kill_at, self._now + DUMP_GRACE)
+                    self._due(process.kill_at)
 
     def _retire(self, process: Process) -> None:
         """Ask it to go: to drain or, where the server stops quickly, to drop everything."""

@@ -1,6 +1,7 @@
 """TTIN, TTOU, USR1, USR2: what they do to a server that goes on serving."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -79,6 +80,8 @@ def test_usr1_shows_every_stack(start, threads):
     server.signal(signal.SIGUSR1)
     server.wait_log(r'supervisor\.py", line \d+ in run$')
     server.wait_log(r'worker\.py", line \d+ in run$', 2)
+    for pid in workers:  # one after the other, each under its name
+        assert re.search(rf"the stacks of worker \d \(pid {pid}\):\n(Thread|Current thread|Stack) ", server.log)
     assert server.get("/").text == "hello"
     assert server.workers() == workers
 
