@@ -246,7 +246,8 @@ class Connection:
             log.debug(f"{self.name()} left in the middle of a request's body")
             self.close()
             return
-        ask = self.server.oneshot or (self.server.flags != 0 and data is not None and (len(data) == RECEIVE or events & RDHUP != 0))
+        left = data is not None and (len(data) == RECEIVE or events & RDHUP != 0)
+        ask = self.server.oneshot or (left and self.server.flags != 0)
         self.paused = ask
         if data:
             self.due = self.server.body_due
@@ -368,17 +369,16 @@ class Connection:
                 self.answers = []
             self.answers.append(answer)
         else:
-            server.loop.post(self._go_on)
+            # The rest waits for the next turn, and until then nothing more is received: the buffer has a bound.
+            self.suspend()
+            server.loop.post(self.finish)
+            return
         if self.answers is not None:
             self.write(b"")
             if self.out is not None:
                 self._answered()
             elif not self.buffer:
                 self.due = server.idle_due
-
-    def _go_on(self) -> None:
-        if self.stage == HEAD and self.buffer and not self.closed:
-            self._advance()
 
     def _begin_body(self, request: Request) -> bytes | None:
         fields = request.fields
@@ -390,6 +390,9 @@ class Connection:
             self.decoder = LengthBody(fields.length)
         # Who waits for "100 Continue" and never hears it may send the body or not: nobody knows where the next request begins.
         self.closing = self.closing or fields.expect
+        if request.line.path == "*":
+            self.closing = True
+            return self._answer_options(request)
         self._become(BUSY)
         self.due = NEVER
         answer = self.server.application.upload(self, request)
@@ -584,7 +587,7 @@ class Connection:
             self._end()
             return
         self._become(HEAD)
-        self.due = self.server.idle_due
+        self.due = self.server.now if self.server.draining else self.server.idle_due
         if self.buffer:
             self.due = self.server.header_due
             self._advance()

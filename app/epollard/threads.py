@@ -99,9 +99,6 @@ class Crew:
             connection.suspend()
             self._delegate((connection, request, body))
             return None
-        if self._asleep:
-            self._asleep = False
-            self._alarm.put(None)
         environ = self._make_environ(connection, request)
         token = seat.token
         exchange = Exchange(self, connection, request, token)
@@ -113,6 +110,9 @@ class Crew:
             exchange.started = time.perf_counter()
         error = None
         token.append(exchange)
+        if self._asleep:  # after the token: the watcher looks at them in the other order
+            self._asleep = False
+            self._alarm.put(None)
         try:
             result = self._app(environ, exchange.start_response)
         except BaseException as raised:
@@ -178,10 +178,14 @@ class Crew:
     def _delegate(self, job: Job) -> None:
         """A job for a follower. The leader itself never takes it: the last thread is kept for quick requests."""
         self._late.append(job)
-        if self._claim():
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Late requests to free threads. To be called whenever there may be both."""
+        while self._late and self._claim():
             try:
                 self._jobs.put(self._late.popleft())
-            except IndexError:  # a thread that became free was faster
+            except IndexError:  # another thread was faster
                 self._free.append(None)
 
     # The life of a thread that runs application code.
@@ -203,6 +207,7 @@ class Crew:
     def _lead(self, seat: Seat) -> bool:
         """Turn the loop. True: it is stopped. False: somebody else turns it now."""
         self._leader = seat
+        self._hand_out()  # to who became free while the watcher turned the loop
         try:
             while self.fresh:
                 connection, request, body = self.fresh.popleft()
@@ -221,11 +226,8 @@ class Crew:
         self._free.append(None)
         if self._leader is None:
             self.loop.wake()  # the watcher turns it, and is glad to give it away
-        elif self._late and self._claim():
-            try:
-                return self._late.popleft()
-            except IndexError:
-                self._free.append(None)
+        else:
+            self._hand_out()
         return self._jobs.get()
 
     def _serve(self, job: Job) -> None:

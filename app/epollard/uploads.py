@@ -22,6 +22,7 @@ class Caller(Protocol):
     """What an input needs to know of the call that reads it."""
 
     dead: bool  # nothing may be sent any more
+    opened: bool  # the answer has begun
 
     def step_down(self) -> None:
         """The thread is going to wait."""
@@ -162,6 +163,8 @@ class ExpectedInput:
         if self._file is None:
             exchange = self.exchange
             assert exchange is not None
+            if self._aborted or exchange.opened:  # 100 comes before the final status or never
+                raise ConnectionResetError("the client was not told to send the body, or did not send the whole")
             exchange.step_down()
             exchange.post(self._ask)
             self._arrived.acquire()

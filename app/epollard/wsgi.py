@@ -27,6 +27,7 @@ Headers = list[tuple[str, str]]
 
 _ERROR: Final = response.head("500 Internal Server Error", (("Content-Type", "text/plain; charset=utf-8"),))
 _ERROR_BODY: Final = b"Internal Server Error\n"
+_FILES: Final = (io.BufferedReader, io.BufferedRandom, io.FileIO)
 
 
 class Host(Protocol):
@@ -48,7 +49,6 @@ class Exchange:
     __slots__ = (
         "_chunked",
         "_left",
-        "_opened",
         "_posted",
         "_whole_inline",
         "away",
@@ -57,6 +57,7 @@ class Exchange:
         "head",
         "host",
         "leading",
+        "opened",
         "request",
         "sent",
         "started",
@@ -71,7 +72,7 @@ class Exchange:
         self.leading = token is not None  # this thread turns the loop
         self.away = self.leading  # ... and may lose it now, for the application's code runs: `token` holds this exchange
         self.head: Head | None = None
-        self._opened = False  # the head is sent
+        self.opened = False  # the head is sent
         self._whole_inline = False  # all is sent, and returning says so, if the loop is not lost before
         self.dead = False  # nothing may be sent any more
         self.sent = 0  # bytes of body
@@ -81,7 +82,7 @@ class Exchange:
         """PEP 3333. Raises `response.HeadError` or `TypeError` where the head cannot be sent."""
         if exc_info is not None:
             try:
-                if self._opened:
+                if self.opened:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None
@@ -103,7 +104,7 @@ class Exchange:
     def whole(self, body: bytes) -> bytes | None:
         """The usual answer as bytes: one small body. None where it is not usual."""
         head = self.head
-        if head is None or not head.plain or self._opened or type(body) is not bytes:
+        if head is None or not head.plain or self.opened or type(body) is not bytes:
             return None
         self.sent = size = len(body)
         request = self.request
@@ -143,7 +144,7 @@ class Exchange:
         self._back()
         line = self.request.line
         log.exception(f"application failed on {line.method} {line.target} of {self.connection.name()}", error)
-        if not self._opened:
+        if not self.opened:
             self.head = _ERROR
             self._send_whole(_ERROR_BODY)
             self._send_end()
@@ -197,7 +198,7 @@ class Exchange:
         head = self.head
         if head is None:
             raise AssertionError("the application did not call start_response")
-        self._opened = True
+        self.opened = True
         self._chunked = False
         self._posted = 0
         connection = self.connection
@@ -217,7 +218,7 @@ class Exchange:
         if line.method == "HEAD":
             self._left = 0
             self._chunked = False
-        if head.close:
+        if head.close or connection.server.draining:
             connection.closing = True
         if connection.closing:
             parts.append(CLOSE)
@@ -228,7 +229,7 @@ class Exchange:
 
     def _send(self, data: bytes) -> None:
         """Some of the body, and the head before it."""
-        opening = b"" if self._opened else self._open(None)
+        opening = b"" if self.opened else self._open(None)
         left = self._left
         if left is not None and len(data) > left:
             if self.request.line.method != "HEAD" and self.head is not None and not self.head.bodiless:
@@ -264,7 +265,7 @@ class Exchange:
         drained.acquire()
 
     def _send_whole(self, body: bytes) -> None:
-        if self._opened:
+        if self.opened:
             self._send(body)
             return
         opening = self._open(len(body))
@@ -291,43 +292,51 @@ class Exchange:
             if type(piece) is not bytes:
                 raise TypeError(f"the application's result holds {type(piece).__name__}, not bytes")
             if piece:
+                whole = self.opened and self._left == 0  # asked on nevertheless: code after the last piece wants to run
                 self._send(piece)
-            if self.connection.closed or self.dead or (self._opened and self._left == 0):
+                if whole:
+                    return
+            if self.connection.closed or self.dead:
                 return
             self._leave()
         self._back()
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
-        """False where the file is not one for sendfile(2), or the head's length is not its length."""
+        """False where the file is not one for sendfile(2). One that reads otherwise than its descriptor (gzip) is none."""
         file = wrapper.filelike
+        head = self.head
+        if head is None or self.opened or type(file) not in _FILES or type(getattr(file, "raw", file)) is not io.FileIO:
+            return False
         try:
             fd = file.fileno()
             offset = file.tell()
             status = os.fstat(fd)
-        except (AttributeError, OSError, ValueError):
+        except (OSError, ValueError):
             return False
-        if not stat.S_ISREG(status.st_mode) or isinstance(file, io.TextIOBase):
+        count = status.st_size - offset
+        if not stat.S_ISREG(status.st_mode) or count <= 0:  # files of proc(5) have no size, but content
             return False
-        count = max(status.st_size - offset, 0)
-        head = self.head
-        if head is not None and head.length is not None:
+        if head.length is not None:
             count = min(count, head.length)
         self._back()
         if count <= COPY_BELOW:
             self._send_whole(os.pread(fd, count, offset))
             return True
+        # A descriptor of our own: the application may close its file long before a slow client has it all.
+        own = os.dup(fd)
         self._put(self._open(count))
         if self._left:
             self._left -= count
             self.sent = count
-            # A descriptor of our own: the application may close its file long before a slow client has it all.
-            self._call(self.connection.write_file, os.dup(fd), offset, count)
+            self._call(self.connection.write_file, own, offset, count)
+        else:
+            os.close(own)
         return True
 
     def _send_end(self) -> None:
         """The application has no more."""
         self._back()
-        if not self._opened:
+        if not self.opened:
             self._put(self._open(0))
         if self._chunked:
             self._put(LAST_CHUNK)

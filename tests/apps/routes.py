@@ -1,4 +1,4 @@
-"""Every way in which a WSGI application may answer, well or badly. Each path is one of them; a test learns of it by files alone."""
+"""Every way in which a WSGI application may answer, well or badly: one for each path. A test hears of it by files alone."""
 
 import contextlib
 import hashlib
@@ -65,7 +65,9 @@ def target(environ, start_response):
 @route
 def environment(environ, start_response):
     start_response("200 OK", [("Content-Type", "application/json")])
-    return [json.dumps({name: value for name, value in environ.items() if isinstance(value, str | bool | int | tuple)}).encode()]
+    return [
+        json.dumps({name: value for name, value in environ.items() if isinstance(value, str | bool | int | tuple)}).encode()
+    ]
 
 
 @route
@@ -180,7 +182,7 @@ def closing(environ, start_response):
     start_response("200 OK", [TEXT])
     kinds = {
         "whole": lambda: [b"one", b"two"],
-        "empty": lambda: [],
+        "empty": list,
         "fails": failing,
         "bad": lambda: ["a string"],
         "endless": endless,
@@ -201,7 +203,7 @@ def paced(environ, start_response):
 def file(environ, start_response):
     """A file by `wsgi.file_wrapper`, from `offset`, with a Content-Length of `length`. Its closing is noted."""
     query = environ["query"]
-    opened = open(query["path"], "rb", buffering=int(query.get("buffering", -1)))
+    opened = open(query["path"], "rb", buffering=int(query.get("buffering", -1)))  # noqa: SIM115  # the server closes it
     opened.seek(int(query.get("offset", 0)))
     headers = [("Content-Length", query["length"])] if "length" in query else []
     start_response(query.get("status", "200 OK"), [("Content-Type", "application/octet-stream"), *headers])
@@ -234,7 +236,9 @@ def filelike(environ, start_response):
 def digest(environ, start_response):
     """Length and SHA-256 of the body, and what is in the directories for temporary files while it is here."""
     body = environ["wsgi.input"]
-    names = [os.path.join(path, name) for path in {"/tmp", "/var/tmp", os.getcwd()} for name in os.listdir(path) if "tmp" in name]
+    names = [
+        os.path.join(path, name) for path in {"/tmp", "/var/tmp", os.getcwd()} for name in os.listdir(path) if "tmp" in name
+    ]
     mine = []
     for name in names:
         with contextlib.suppress(OSError):
@@ -261,7 +265,7 @@ def read(environ, start_response):
         "readlines": body.readlines,
         "readlines-hint": lambda: body.readlines(1),
         "iter": lambda: list(body),
-        "not": lambda: [],
+        "not": list,
     }
     found = [piece.decode("latin-1") for piece in ways[environ["query"]["how"]]()]
     start_response("200 OK", [("Content-Type", "application/json")])
@@ -299,7 +303,13 @@ def read_twice(environ, start_response):
 @route
 def raises(environ, start_response):
     """Raises before `start_response`, after it, or from a generator."""
-    errors = {"error": RuntimeError, "exit": SystemExit, "interrupt": KeyboardInterrupt, "base": BaseException, "stop": StopIteration}
+    errors = {
+        "error": RuntimeError,
+        "exit": SystemExit,
+        "interrupt": KeyboardInterrupt,
+        "base": BaseException,
+        "stop": StopIteration,
+    }
     error = errors[environ["query"].get("error", "error")]("raised on purpose")
     if environ["query"].get("when") == "after":
         start_response("200 OK", [TEXT, ("X-Secret", "1")])
@@ -432,7 +442,9 @@ def one_thread(environ, start_response):
 
     class Steps:
         def __init__(self):
-            self.rows = database.execute("with recursive n(i) as (select 1 union all select i + 1 from n limit 20) select i from n")
+            self.rows = database.execute(
+                "with recursive n(i) as (select 1 union all select i + 1 from n limit 20) select i from n"
+            )
 
         def __iter__(self):
             return self
