@@ -92,6 +92,7 @@ def main() -> int:
     parser.add_argument("--functions", metavar="CASE", choices=CASES, help="list the functions of one case")
     arguments = parser.parse_args()
 
+    measure.own_network()
     port = measure.free_port()
     rows = []
     with measure.epollard(arguments.python, port, "profiled:app", *arguments.option, app_directory=measure.LOADTESTS) as server:

@@ -50,6 +50,7 @@ def main() -> int:
     measure.need("taskset")
     raise_file_limit(arguments.connections + 1000)
 
+    measure.own_network()
     about = measure.machine(arguments.python)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     port = measure.free_port()

@@ -45,6 +45,7 @@ def main() -> int:
     # Without peers no environment is made: any directory with a python in it will do.
     alone = names == ["epollard"]
     bin = Path(arguments.python).parent if alone else environment(arguments.python, arguments.venv)
+    measure.own_network()
     about = measure.machine(arguments.python)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     result: dict[str, object] = {"machine": about, "versions": {} if alone else versions(bin)}

@@ -4,8 +4,6 @@
    option. A connection costs the client more than the server, so ab, on a processor of its own, sets the rate and the servers
    wait for it: look at the CPU time. With `--one-cpu` ab shares the server's processor, and the rate shows it too.
 2. Backlog 1, 50 and the system's: what becomes of a hundred clients that come at once, and what the kernel counts meanwhile.
-
-The kernel's counters belong to the whole network namespace: let nothing else overflow a listener meanwhile.
 """
 
 import argparse
@@ -26,7 +24,6 @@ sys.path.insert(0, str(HERE.parent))
 import measure  # noqa: E402 - it lies one directory above
 
 APPLICATION = HERE.parent / "peers"  # hello.py: the same 13 bytes
-SYSTEM_BACKLOG = int(Path("/proc/sys/net/core/somaxconn").read_text())
 SURVIVORS = ("blocking-loop", "level", "edge", "cork", "nodelay")  # those that answer more than one request
 PATIENCE = 20.0  # seconds that a client of a burst waits for its answer
 AB_REQUESTS = 40000  # two seconds or so: long enough that a client whose SYN was dropped comes back before the end
@@ -52,6 +49,10 @@ def epollard(python: str, *options: str) -> Start:
     return start
 
 
+def system_backlog() -> int:
+    return int(Path("/proc/sys/net/core/somaxconn").read_text())
+
+
 def rates(python: str, rounds: int, requests: int, cpu: int) -> dict[str, dict[str, float]]:
     """Question 1: the median over the rounds for each server, by its name."""
     servers: dict[str, Start] = {f"article {name}": article(python, name) for name in SURVIVORS}
@@ -63,7 +64,7 @@ def rates(python: str, rounds: int, requests: int, cpu: int) -> dict[str, dict[s
         # Every other round backwards: who is measured after whom must not matter.
         for name in list(servers)[:: -1 if turn % 2 else 1]:
             try:
-                with servers[name](SYSTEM_BACKLOG) as server:
+                with servers[name](system_backlog()) as server:
                     measure.ab(server, 1000, cpu=cpu)
                     loads[name].append(measure.ab(server, requests, cpu=cpu))
             except RuntimeError as problem:
@@ -135,7 +136,7 @@ def backlogs(python: str, rounds: int, clients: int) -> list[dict[str, Any]]:
     }
     rows: list[dict[str, Any]] = []
     for name, start in servers.items():
-        for backlog in (1, 50, SYSTEM_BACKLOG):
+        for backlog in (1, 50, system_backlog()):
             times: list[float] = []
             try:
                 with start(backlog) as server:
@@ -252,6 +253,7 @@ def main() -> int:
     measure.need("ab", "taskset")
     os.sched_setaffinity(0, {measure.CLIENT_CPU})
 
+    measure.own_network()
     about = measure.machine(arguments.python)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     found: dict[str, dict[str, float]] = {}

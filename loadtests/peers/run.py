@@ -53,6 +53,7 @@ def main() -> int:
     for name in wanted:
         if name not in peers:
             print(f"{name}: not installed, left out", file=sys.stderr)
+    measure.own_network()
     about = measure.machine(arguments.python)
     result: dict[str, object] = {"machine": about, "versions": installed, "options": arguments.option, "cases": {}}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
