@@ -9,6 +9,7 @@ import resource
 import socket
 import sys
 import threading
+from itertools import chain
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -24,7 +25,7 @@ def route(function):
 def app(environ, start_response):
     """`/name?key=value` calls the function `name` with the pairs of its query in `environ["query"]`."""
     environ["query"] = dict(parse_qsl(environ["QUERY_STRING"]))
-    return ROUTES.get(environ["PATH_INFO"], hello)(environ, start_response)
+    return ROUTES.get("/" + environ["PATH_INFO"].split("/")[1], hello)(environ, start_response)
 
 
 def note(environ, text):
@@ -64,10 +65,11 @@ def target(environ, start_response):
 
 @route
 def environment(environ, start_response):
+    """What it was given, as far as it is text."""
+    kept = {name: value for name, value in environ.items() if isinstance(value, str | bool | int | tuple)}
+    environ["marked"] = "by an earlier request"
     start_response("200 OK", [("Content-Type", "application/json")])
-    return [
-        json.dumps({name: value for name, value in environ.items() if isinstance(value, str | bool | int | tuple)}).encode()
-    ]
+    return [json.dumps(kept).encode()]
 
 
 @route
@@ -127,7 +129,7 @@ def written_then_file(environ, start_response):
 @route
 def replaced(environ, start_response):
     """Changes its mind before anything was sent."""
-    start_response("200 OK", [("X-First", "1")])
+    start_response("200 OK", [TEXT, ("X-First", "1")])
     try:
         raise ValueError
     except ValueError:
@@ -263,7 +265,7 @@ def read(environ, start_response):
         "readline": lambda: list(iter(body.readline, b"")),
         "readline-sized": lambda: list(iter(lambda: body.readline(4), b"")),
         "readlines": body.readlines,
-        "readlines-hint": lambda: body.readlines(1),
+        "readlines-hint": lambda: list(chain.from_iterable(iter(lambda: body.readlines(1), []))),
         "iter": lambda: list(body),
         "not": list,
     }
