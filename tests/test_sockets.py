@@ -154,6 +154,7 @@ def test_ipv6_and_ipv4_on_one_port(bind):
     """Both wildcards with one port: each family goes to its own listener."""
     port = free_port(socket.AF_INET6)
     _, ((six, four),) = bind(f"[::]:{port}", f"0.0.0.0:{port}")
+    assert six.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
     for host, listener in ("::1", six), ("127.0.0.1", four):
         listener.setblocking(True)
         listener.settimeout(5)
@@ -163,8 +164,8 @@ def test_ipv6_and_ipv4_on_one_port(bind):
 
 @needs_v6
 def test_ipv6_alone_is_as_the_system_says(bind):
-    """`[::]` by itself takes IPv4 as well unless net.ipv6.bindv6only says otherwise."""
-    (group,), ((listener,),) = bind("[::]:0")
+    """`[::]` takes IPv4 as well unless net.ipv6.bindv6only says otherwise: alone, and beside IPv4 on another port."""
+    (group, _), ((listener, _),) = bind("[::]:0", "127.0.0.1:0")
     assert group.url == f"http://[::]:{group.address[1]}"
     with open("/proc/sys/net/ipv6/bindv6only", encoding="ascii") as file:
         assert bool(listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)) is bool(int(file.read()))

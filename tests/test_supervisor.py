@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import signal
+import socket
 import subprocess
 from types import SimpleNamespace
 
@@ -60,6 +61,7 @@ def process(of, slot=0, pid=PID):
     record[STATE] = READY
     record[HEARTBEAT] = int(of._now * 1e9)
     found = Process(pid, of._slots[slot], of._generation, record, -1, of._now)
+    found.ready_since = of._now
     of._processes[pid] = found
     of._slots[slot].processes.append(found)
     return found
@@ -181,12 +183,19 @@ def test_a_process_that_cannot_be_forked_is_tried_again(started, clock, monkeypa
 def test_a_server_that_can_never_fork_ends(started, clock, monkeypatch):
     """Three attempts; then who started us should hear of it, by status 1."""
     of = started("--workers", "2")
-    monkeypatch.setattr(os, "fork", lambda: (_ for _ in ()).throw(OSError(errno.ENOMEM, "no memory")))
+    attempts = []
+
+    def fork():
+        attempts.append(clock.now)
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "fork", fork)
     for _ in range(10):
         of._step()
         clock.now += 0.5
     assert of._stopping == supervisor.QUICK
     assert of._status == 1
+    assert len(attempts) == 5  # the third of the first slot ends it
 
 
 def test_no_free_record_is_no_crash(started, clock, monkeypatch, capfd):
@@ -223,3 +232,88 @@ def test_stacks_are_written_one_after_the_other(started, clock, sent):
     dumped, killed = ([times[PID + slot, number] for slot in range(3)] for number in (signal.SIGUSR1, signal.SIGKILL))
     assert [later - earlier for earlier, later in itertools.pairwise(dumped)] == [0.125, 0.125]
     assert [kill - dump for kill, dump in zip(killed, dumped, strict=True)] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(("seconds", "failures"), [(0, 4), (4.9, 4), (5, 0), (3600, 0)])
+def test_a_worker_that_has_served_ends_a_series_of_early_deaths(started, clock, seconds, failures):
+    """Five seconds after it became ready a death is an accident: the next one starts at once."""
+    of = started("--workers", "1")
+    of._proven = 1
+    dead = process(of)
+    dead.slot.failures = 3
+    of._now += seconds
+    of._bury(dead, 1)
+    assert dead.slot.failures == failures
+    assert (dead.slot.next_attempt > of._now) is bool(failures)
+
+
+def test_a_reload_ends_a_series_of_early_deaths(started, clock):
+    """Mended code is not made to wait for what the broken code has done."""
+    of = started("--workers", "1")
+    of._proven = 1
+    for _ in range(5):
+        of._failed(of._slots[0])
+    assert of._slots[0].next_attempt > of._now
+    of._reload()
+    assert of._slots[0].failures == 0
+    assert of._slots[0].next_attempt <= of._now
+
+
+def test_a_report_is_read_to_its_end_though_the_pipe_stays_open(started, capfd):
+    """A process that the application has started while it was imported may hold the other end for ever."""
+    of = started("--workers", "1")
+    of._proven = 1
+    dead = process(of)
+    dead.report, writer = os.pipe()
+    os.set_blocking(dead.report, False)
+    of._loop.watch(dead.report, 1, print)
+    os.write(writer, b"what the application said")
+    of._bury(dead, 3)
+    os.close(writer)
+    assert capfd.readouterr().err.endswith("\nwhat the application said\n")
+
+
+def test_the_same_report_is_printed_once(started, capfd):
+    """A worker that fails in the same way every ten seconds fills no disk; another failure is shown."""
+    of = started("--workers", "1")
+    of._proven = 1
+    for told in b"one", b"one", b"two", b"", b"two", b"one":
+        dead = process(of)
+        dead.told = told
+        of._bury(dead, 3)
+    assert [line for line in capfd.readouterr().err.splitlines() if line in ("one", "two")] == ["one", "two", "one"]
+
+
+def test_being_asked_again_gives_no_more_time(started, clock, sent):
+    """A worker that drains because of TTOU has no longer when the server is then stopped."""
+    of = started("--workers", "1", "--graceful-timeout", "30")
+    leaving = process(of)
+    of._retire(leaving)
+    of._now += 20
+    of._stop(supervisor.GRACEFUL, "")
+    assert leaving.deadline == of._now + 10
+    of._stop(supervisor.QUICK, "")
+    assert leaving.deadline == of._now + 2
+    assert sent == [(PID, signal.SIGTERM), (PID, signal.SIGTERM), (PID, signal.SIGQUIT)]
+
+
+def test_a_listener_that_cannot_be_had_is_no_worker_more(started, clock, sent, capfd):
+    """TTIN where descriptors have run out: it says so, once, and goes on with the workers it has."""
+    of = started("--workers", "1")
+    process(of)
+    joined = []
+
+    class Group:
+        def join(self):
+            if joined:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            joined.append(socket.socket())
+            return joined[0]
+
+    of._groups = [Group(), Group()]
+    of._workers = 2
+    for _ in range(3):
+        of._step()
+    assert capfd.readouterr().err.count("no worker more: another listener cannot be had: Too many open files") == 1
+    assert len(of._slots) == of._workers == 1
+    assert joined[0].fileno() == -1  # closed

@@ -384,7 +384,7 @@ class Supervisor:
                 process.kill_at = math.inf
             return
         stuck = max(config.stuck_timeout, LEAST_SILENCE)
-        heard = max(process.record[HEARTBEAT] / 1e9, process.ready_since, self._resumed)
+        heard = max(process.record[HEARTBEAT] / 1e9, self._resumed)
         if self._due(process.deadline):
             quick = self._stopping == QUICK
             grace = QUICK_GRACE if quick else config.graceful_timeout
