@@ -1,8 +1,8 @@
 """What the measuring tools share: start one server, load it, read its CPU time. Never ends a process that it did not start.
 
 Every load is bounded in time and count and stays on loopback, in a network namespace of its own where the kernel allows one.
-The server has processor 0 and the client processor 1, where there are two; on one processor the figures still say what a request
-costs, but not how many a second are possible.
+The server has processor 0 and the client processor 1, where there are two; on one processor the figures still say what a
+request costs, but not how many a second are possible.
 """
 
 import ctypes
@@ -318,6 +318,7 @@ def median_load(loads: Sequence[Load]) -> dict[str, float]:
     result = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     result["errors"] = sum(row["errors"] for row in rows)
     result["cpu_us_lowest"] = min(row["cpu_us_per_request"] for row in rows)
+    result["requests_per_second_highest"] = max(row["requests_per_second"] for row in rows)
     result["cpu_us_highest"] = max(row["cpu_us_per_request"] for row in rows)
     return result
 
@@ -336,12 +337,15 @@ def machine(python: str) -> dict[str, str]:
     version = subprocess.run([python, "-c", about], capture_output=True, text=True, check=True).stdout.strip()
     describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"the machine is not idle (load average {load:.1f}): figures will be too high, rates too low", file=sys.stderr)
     return {
         "python": version,
         "kernel": platform.release(),
         "processor": model[1] if model else platform.machine(),
         "processors": str(os.cpu_count()),
-        "load_average": f"{os.getloadavg()[0]:.2f}",
+        "load_average": f"{load:.2f}",
         "commit": subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip(),
         "date": time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime()),
     }
