@@ -27,6 +27,7 @@ LINGER_BYTES: Final = 1024 * 1024
 LINGER_SECONDS: Final = 2.0
 SENDFILE: Final = 1024 * 1024  # bytes of one sendfile(2)
 NEVER: Final = float("inf")
+MUCH: Final = 1 << 62
 DONTWAIT: Final = socket.MSG_DONTWAIT
 
 HEAD, BODY, BUSY, FLUSH, LINGER = range(5)
@@ -83,6 +84,7 @@ class Server:
         self.watch_mask = IN
         self.flags = 0
         self.oneshot = False
+        self.ask_from = MUCH  # bytes
         self.accepted = self.rejected = self.aborted = 0
 
     def limit(self, max_body: int, header: float, body: float, write: float, keep_alive: float) -> None:
@@ -94,6 +96,8 @@ class Server:
         """How connections are registered: `level`, `edge` or `oneshot` (epoll(7))."""
         self.flags = {"level": 0, "edge": EDGE, "oneshot": ONESHOT}[name]
         self.oneshot = name == "oneshot"
+        # What is received in one piece of so many bytes may not be all that there is to receive without another event.
+        self.ask_from = {"level": MUCH, "edge": RECEIVE, "oneshot": 0}[name]
         # The end of a client that comes with its last bytes is one edge with them: RDHUP tells of it.
         self.watch_mask = IN | self.flags | (RDHUP if name == "edge" else 0)
 
@@ -206,23 +210,20 @@ class Connection:
         if not data:
             self.close()
             return
-        self.buffer = self.buffer + data if self.buffer else data
-        if self.server.flags:
+        if self.buffer:
+            data = self.buffer + data
+        if events != IN or len(data) >= self.server.ask_from:
             self._advance_armed(data, events)
-            return
-        self._advance()
-        if self.buffer is data:
-            self.due = self.server.header_due  # a head's deadline runs from its first byte
+        else:
+            self._advance(data, 0)
 
     def _advance_armed(self, data: bytes, events: int) -> None:
         """As level-triggered, but epoll says things once: ask again where it must (one-shot) or bytes may be left (edge)."""
-        ask = self.server.oneshot or len(data) == RECEIVE or events & RDHUP != 0
+        ask = self.server.flags != 0 and (len(data) >= self.server.ask_from or events & RDHUP != 0)
         self.paused = ask
-        self._advance()
+        self._advance(data, 0)
         if self.closed:
             return
-        if self.buffer is data:
-            self.due = self.server.header_due
         if ask and self.paused and self.stage <= BODY and self.mask >= 0:
             self.paused = False
             self._arm(self.server.watch_mask, force=True)
@@ -308,26 +309,25 @@ class Connection:
 
     # Requests.
 
-    def _advance(self) -> None:
-        """Answer the requests that are whole in the buffer."""
+    def _advance(self, data: bytes, start: int) -> None:
+        """Answer the requests that are whole in `data` from `start` on; the rest is for later."""
         server = self.server
-        for _ in range(PIPELINE):
-            data = self.buffer
-            start = self.start
+        while True:
             try:
                 request = server.read_head(data, start)
                 if request is None:
-                    if start:
-                        self.buffer = data[start:]
-                        self.start = 0
-                        self.due = server.header_due
+                    if start or not self.buffer:
+                        self.due = server.header_due  # a head's deadline runs from its first byte
+                    self.buffer = data[start:]
+                    self.start = 0
                     break
-                end = request.end
-                if end == len(data):
+                start += request.size
+                if start != len(data):
+                    self.buffer = data
+                    self.start = start
+                elif self.buffer:
                     self.buffer = b""
                     self.start = 0
-                else:
-                    self.start = end
                 self.closing = server.draining or not request.fields.keep_alive
                 if request.fields.framed:
                     answer = self._begin_body(request)
@@ -368,11 +368,13 @@ class Connection:
             if self.answers is None:
                 self.answers = []
             self.answers.append(answer)
-        else:
-            # The rest waits for the next turn, and until then nothing more is received: the buffer has a bound.
-            self.suspend()
-            server.loop.post(self.finish)
-            return
+            if len(self.answers) == PIPELINE:
+                # The rest waits for the next turn, and until then nothing more is received: the buffer has a bound.
+                self.suspend()
+                server.loop.post(self.finish)
+                return
+            data = self.buffer
+            start = self.start
         if self.answers is not None:
             self.write(b"")
             if self.out is not None:
@@ -589,8 +591,10 @@ class Connection:
         self._become(HEAD)
         self.due = self.server.now if self.server.draining else self.server.idle_due
         if self.buffer:
-            self.due = self.server.header_due
-            self._advance()
+            data, start = self.buffer, self.start
+            self.buffer = b""
+            self.start = 0
+            self._advance(data, start)
         if self.closed or self.stage != HEAD or (self.mask < 0 and not self.paused):
             return
         self._arm(self.server.watch_mask, force=self.paused)

@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
-from .connection import Connection
 from .request import Fields, Line, Request
 from .uploads import NoInput
 
@@ -40,14 +39,19 @@ class Environment:
         }
         self._keys: dict[str, str] = {}
 
-    def make(self, connection: Connection, request: Request) -> Environ:
-        """The `environ` of a request, without `wsgi.input`."""
+    def make(self, request: Request) -> Environ:
+        """The `environ` of a request, but for what the connection tells and the body.
+
+        From the second time on, the head has a copy in `request.form` and there is no need to come here: a head that comes
+        once does not pay for a copy.
+        """
+        if request.form:
+            return cast(Environ, request.form.copy())
         fields = request.fields
         line = request.line
         environ: Environ = (fields.form or self._of_fields(fields)).copy()
         environ.update(line.form or self._of_line(line))
-        environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
-        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
+        request.form = False if request.form is None else environ.copy()
         return environ
 
     def _of_line(self, line: Line) -> dict[str, str]:

@@ -86,14 +86,16 @@ class Fields:
 
 
 class Request:
-    """One request's head. `end` is where it ends in the bytes that it was read from."""
+    """A head, and how many bytes it has. Shared by all requests with the same bytes, so never changed."""
 
-    __slots__ = ("end", "fields", "line")
+    __slots__ = ("fields", "form", "line", "plain", "size")
 
-    def __init__(self, line: Line, fields: Fields, end: int) -> None:
+    def __init__(self, line: Line, fields: Fields, size: int) -> None:
         self.line = line
         self.fields = fields
-        self.end = end
+        self.size = size
+        self.plain = fields.version == "1.1" and line.method != "HEAD"  # its answer needs no second look
+        self.form: Any = None  # what an application interface made of it
 
 
 class HeadReader:
@@ -103,6 +105,7 @@ class HeadReader:
         self.max_line = max_line
         self.max_headers = max_headers
         self.max_header_bytes = max_header_bytes
+        self._requests: dict[bytes, Request] = {}
         self._lines: dict[bytes, Line] = {}
         self._blocks: dict[bytes, Fields] = {}
         self._names: dict[str, str] = {}
@@ -113,17 +116,31 @@ class HeadReader:
 
         Raises `ProtocolError` 400, 413, 414, 417, 431, 501, 505.
         """
+        if not start and len(data) <= CACHED_BYTES:
+            # Most often a client sends one head and waits, and often one that was sent before.
+            request = self._requests.get(data)
+            if request is not None:
+                return request
         end = data.find(b"\r\n\r\n", start)
         if end < 0:
             self._judge_part(data, start)
             return None
+        head = data[start : end + 4]
+        return self._requests.get(head) or self._read_head(head)
+
+    def _read_head(self, head: bytes) -> Request:
         # A target holds no space, so the first " HTTP/" ends it: what is left of it is remembered apart from what is right.
-        left, _, right = data[start:end].partition(b" HTTP/")
+        left, _, right = head[:-4].partition(b" HTTP/")
         fields = self._blocks.get(right) or self._read_block(right)
         line = self._lines.get(left) or self._read_line(left)
         if line.authority is not None:
             fields = _with_host(fields, line.authority)
-        return Request(line, fields, end + 4)
+        request = Request(line, fields, len(head))
+        if len(head) <= CACHED_BYTES:
+            if len(self._requests) >= CACHED_ENTRIES:
+                self._requests.clear()
+            self._requests[head] = request
+        return request
 
     def _judge_part(self, data: bytes, start: int) -> None:
         """Refuse early what can no longer become a good head: nobody waits for a deadline to hear it.

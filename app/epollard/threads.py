@@ -99,13 +99,14 @@ class Crew:
             connection.suspend()
             self._delegate((connection, request, body))
             return None
-        environ = self._make_environ(connection, request)
+        form = request.form
+        environ = form.copy() if form else self._make_environ(request)
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
         token = seat.token
         exchange = Exchange(self, connection, request, token)
         if body is not None:
-            environ["wsgi.input"] = body
-            if type(body) is ExpectedInput:
-                body.exchange = exchange
+            exchange.give(environ, body)
         if self._access is not None:
             exchange.started = time.perf_counter()
         error = None
@@ -118,7 +119,6 @@ class Crew:
         except BaseException as raised:
             error = raised
         # What `Exchange._back` does, written out.
-        exchange.away = False
         try:
             token.pop()
         except IndexError:
@@ -133,6 +133,7 @@ class Crew:
                         assert exchange.head is not None
                         self.finished(connection, request, exchange.head.code, exchange.sent, exchange.started)
                     return answer
+        exchange.away = False
         if error is not None:
             exchange.fail(error)
         else:
@@ -237,12 +238,12 @@ class Crew:
             if body is not None:
                 body.close()
             return
-        environ = self._make_environ(connection, request)
+        environ = self._make_environ(request)
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
         exchange = Exchange(self, connection, request, None)
         if body is not None:
-            environ["wsgi.input"] = body
-            if type(body) is ExpectedInput:
-                body.exchange = exchange
+            exchange.give(environ, body)
         exchange.started = begun = time.perf_counter()
         try:
             result = self._app(environ, exchange.start_response)

@@ -17,6 +17,7 @@ from .connection import HIGH, Connection
 from .environ import Environ, FileWrapper
 from .request import Request
 from .response import CHUNKED, CLOSE, KEEP, LAST_CHUNK, Head
+from .uploads import ExpectedInput
 
 COPY_BELOW: Final = 64 * 1024  # bytes of body that are copied behind their head; more is sent without a copy
 
@@ -46,37 +47,32 @@ class Host(Protocol):
 class Exchange:
     """One call of the application, and its answer."""
 
-    __slots__ = (
-        "_chunked",
-        "_left",
-        "_posted",
-        "_whole_inline",
-        "away",
-        "connection",
-        "dead",
-        "head",
-        "host",
-        "leading",
-        "opened",
-        "request",
-        "sent",
-        "started",
-        "token",
-    )
+    # As an exchange begins on the loop's thread. Class attributes: for the usual one most of them never change.
+    leading = True  # this thread turns the loop
+    away = True  # ... and may lose it now, for the application's code runs: `token` holds this exchange
+    head: Head | None = None
+    opened = False  # the head is sent
+    dead = False  # nothing may be sent any more
+    sent = 0  # bytes of body
+    started = 0.0  # time.perf_counter()
+    _left: int | None = None  # bytes of body that are to come; None: unknown
+    _chunked = False
+    _posted = 0  # bytes posted to the loop since the client was last waited for
+    _whole_inline = False  # all is sent, and returning says so, if the loop is not lost before
 
     def __init__(self, host: Host, connection: Connection, request: Request, token: list["Exchange"] | None) -> None:
         self.host = host
         self.connection = connection
         self.request = request
         self.token = token
-        self.leading = token is not None  # this thread turns the loop
-        self.away = self.leading  # ... and may lose it now, for the application's code runs: `token` holds this exchange
-        self.head: Head | None = None
-        self.opened = False  # the head is sent
-        self._whole_inline = False  # all is sent, and returning says so, if the loop is not lost before
-        self.dead = False  # nothing may be sent any more
-        self.sent = 0  # bytes of body
-        self.started = 0.0
+        if token is None:
+            self.leading = self.away = False
+
+    def give(self, environ: Environ, body: Any) -> None:
+        """Make `body` the input of the call."""
+        environ["wsgi.input"] = body
+        if type(body) is ExpectedInput:
+            body.exchange = self
 
     def start_response(self, status: str, headers: Headers, exc_info: ExcInfo | None = None) -> Callable[[bytes], None]:
         """PEP 3333. Raises `response.HeadError` or `TypeError` where the head cannot be sent."""
@@ -106,22 +102,24 @@ class Exchange:
         head = self.head
         if head is None or not head.plain or self.opened or type(body) is not bytes:
             return None
-        self.sent = size = len(body)
         request = self.request
-        if size > COPY_BELOW or request.line.method == "HEAD":
-            return None
         connection = self.connection
-        if connection.closing:
-            end = connection.server.close_end
-        elif request.fields.version == "1.1":
+        self.sent = size = len(body)
+        if request.plain and not connection.closing:
             end = connection.server.date_end
+        elif request.line.method == "HEAD":
+            return None
+        elif connection.closing:
+            end = connection.server.close_end
         else:
             end = connection.server.keep_end
+        if size > COPY_BELOW:
+            return None
+        if head.length == size:
+            return head.lines + end + body
         if head.length is None:
             return b"%bContent-Length: %d\r\n%b%b" % (head.lines, size, end, body)
-        if head.length != size:
-            return None
-        return head.lines + end + body
+        return None
 
     def deliver(self, result: Iterable[bytes]) -> None:
         """Send the application's result, whatever it is, and close it. Its code is over, as after `_back`."""
