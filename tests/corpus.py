@@ -1,0 +1,134 @@
+"""Reads `requests/` and feeds bytes to the readers as a connection does. Judges nothing by itself."""
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from epollard.request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request
+
+DIRECTORY = Path(__file__).parent / "requests"
+LIMITS = (8192, 100, 65536)  # the defaults: bytes a request line, fields, bytes of all fields
+MAX_BODY = 100 * 1024 * 1024
+MORE = "more"
+
+USUAL = {
+    "method": "GET",
+    "target": "/",
+    "path": "/",
+    "query": "",
+    "authority": None,
+    "version": "1.1",
+    "host": "a",
+    "keep_alive": True,
+    "length": 0,
+    "chunked": False,
+    "expect": False,
+    "body": b"",
+}
+
+
+class Row(NamedTuple):
+    """Some bytes and what must come of them: a status, `MORE`, or facts."""
+
+    name: str
+    data: bytes
+    outcome: int | str | dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Refused(NamedTuple):
+    """What a reader raised."""
+
+    status: int
+    reason: str
+
+
+class Found(NamedTuple):
+    """What readers found in a whole request, and what came behind it."""
+
+    facts: dict[str, Any]
+    rest: bytes
+
+
+Outcome = Refused | Found | None  # None: not whole
+
+
+def rows(kind: str) -> list[Row]:
+    """The rows of `valid` or `invalid`."""
+    return [row for path in sorted((DIRECTORY / kind).glob("*.txt")) for row in _read(path)]
+
+
+def _read(path: Path) -> Iterator[Row]:
+    common, *sections = re.split(r"^=== (.*)\n", path.read_text("utf-8"), flags=re.MULTILINE)
+    valid = path.parent.name == "valid"
+    usual = USUAL | _facts(common)
+    for title, text in zip(sections[::2], sections[1::2], strict=True):
+        wire = [line for line in text.splitlines() if not line.startswith(("#", "->"))]
+        data = _expand("".join(wire)).encode("latin-1")
+        status, _, name = ("", "", title) if valid else title.partition(" ")
+        outcome = usual | _facts(text) if valid else status if status == MORE else int(status)
+        yield Row(f"{path.stem}: {name}", data, outcome)
+
+
+def _facts(text: str) -> dict[str, Any]:
+    found = re.findall(r"^-> (\w+) (.*)$", text, re.MULTILINE)
+    return {name: ast.literal_eval(re.sub(r"\{\{(.)\*(\d+)\}\}", _repeat, value)) for name, value in found}
+
+
+def _repeat(match: re.Match[str]) -> str:
+    return match[1] * int(match[2])
+
+
+def _expand(text: str) -> str:
+    named = {"r": "\r", "n": "\n", "t": "\t", "0": "\0", "\\": "\\"}
+    text = re.sub(r"\{\{(.+?)\*(\d+)\}\}", _repeat, text)
+    return re.sub(r"\\(?:x([0-9a-f]{2})|(.))", lambda match: chr(int(match[1], 16)) if match[1] else named[match[2]], text)
+
+
+def reader() -> HeadReader:
+    """A reader that has seen nothing yet."""
+    return HeadReader(*LIMITS)
+
+
+def pieces(data: bytes, size: int) -> Iterator[bytes]:
+    """`data` in pieces of `size` bytes; of 0 bytes is whole."""
+    for start in range(0, len(data), size or len(data) or 1):
+        yield data[start : start + size] if size else data
+
+
+def feed(reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY) -> Outcome:
+    """One request from what is received. Nothing is read after a refusal."""
+    buffer = body = b""
+    request: Request | None = None
+    decoder: LengthBody | ChunkedBody | None = None
+    try:
+        for piece in received:
+            buffer += piece
+            if request is None:
+                request = reader.read(buffer)
+                if request is None:
+                    continue
+                buffer = buffer[request.size :]
+                if request.fields.framed:
+                    decoder = ChunkedBody(limit) if request.fields.chunked else LengthBody(request.fields.length)
+            if decoder is not None and not decoder.done:
+                body += decoder.feed(buffer)
+                buffer = decoder.rest
+    except ProtocolError as error:
+        return Refused(error.status, error.reason)
+    if request is None or (decoder is not None and not decoder.done):
+        return None
+    return Found(facts(request) | {"body": body}, buffer)
+
+
+def facts(request: Request) -> dict[str, Any]:
+    """What a head says, as far as anything depends on it."""
+    line, fields = request.line, request.fields
+    return {name: getattr(line, name) for name in ("method", "target", "path", "query", "authority")} | {
+        name: getattr(fields, name)
+        for name in ("version", "host", "items", "keep_alive", "length", "chunked", "expect", "framed")
+    }
