@@ -13,15 +13,15 @@ class Gate:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._writer = -1
+        self.opened = False
         os.mkfifo(path)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writer < 0 and self._arrived():
-            pass
-        self.open()
+        if not self.opened and self._arrived():
+            self.open()
 
     def wait(self) -> Self:
         """Wait until the application waits."""
@@ -29,6 +29,8 @@ class Gate:
         return self
 
     def _arrived(self) -> bool:
+        if self._writer >= 0:
+            return True
         try:
             self._writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:  # ENXIO: nobody reads (fifo(7))
@@ -40,6 +42,7 @@ class Gate:
         if self._writer >= 0:
             os.close(self._writer)
             self._writer = -1
+            self.opened = True
 
 
 class Notes:

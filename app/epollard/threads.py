@@ -213,6 +213,7 @@ class Crew:
             while self.fresh:
                 connection, request, body = self.fresh.popleft()
                 if not connection.closed:
+                    connection.closing = connection.closing or connection.server.draining
                     answer = self(connection, request, body)
                     if answer is not None:
                         connection.deliver(answer)

@@ -396,17 +396,31 @@ def gate(environ, start_response):
 
 
 @route
+def pause(environ, start_response):
+    """Takes as many milliseconds as it is told, then is `target`."""
+    threading.Event().wait(int(environ["query"]["ms"]) / 1000)
+    return target(environ, start_response)
+
+
+@route
 def gated_stream(environ, start_response):
-    """A piece, a wait, another piece; then a wait in `close()` where asked for."""
-    query = environ["query"]
-    try:
-        start_response("200 OK", [TEXT])
-        yield b"before "
-        wait(query["fifo"])
-        yield b"after"
-    finally:
-        if "closing" in query:
-            wait(query["closing"])
+    """A piece, a wait, another piece."""
+    start_response("200 OK", [TEXT])
+    yield b"before "
+    wait(environ["query"]["fifo"])
+    yield b"after"
+
+
+@route
+def gated_close(environ, start_response):
+    """Waits in `close()`."""
+    start_response("200 OK", [TEXT])
+
+    class Result(list):
+        def close(self):
+            wait(environ["query"]["fifo"])
+
+    return Result([b"whole"])
 
 
 @route

@@ -388,7 +388,7 @@ def test_a_file_is_closed_while_a_slow_client_reads(server, path, log):
         with Client(server.address, receive_buffer=4096) as client:
             client.request(f"/file?path={path}&log={log}")
             log.wait(2)  # ... and leaves
-        wait_for(lambda: int(watcher.get("/fds").text) == before)
+        wait_for(lambda: int(watcher.get("/fds").text) <= before)
 
 
 @pytest.mark.parametrize("kind", ["memory", "gzip"])
