@@ -15,7 +15,9 @@ from . import log, response
 from .loop import EDGE, ERR, HUP, IN, ONESHOT, OUT, RDHUP, Loop
 from .request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request
 
-RECEIVE: Final = 65536  # bytes taken at once; the kernel's usual receive buffer
+# Bytes taken at once. Heads are small, and a buffer of 64 KiB and more costs malloc(3) a consolidation each time it is freed.
+RECEIVE: Final = 16384
+RECEIVE_BODY: Final = 65536
 # What one client may take of a turn: answered requests of a pipeline (the rest waits for the next turn).
 PIPELINE: Final = 64
 # Bytes that wait for a client: above HIGH its application waits, below LOW it goes on.
@@ -49,7 +51,7 @@ class Sink(Protocol):
 class Application(Protocol):
     """What answers requests. An answer is the whole of it in bytes (empty where it was written already), or None: later."""
 
-    def __call__(self, connection: "Connection", request: Request, /) -> bytes | None:
+    def answer(self, connection: "Connection", request: Request, /) -> bytes | None:
         """Answer a request that has no body."""
 
     def upload(self, connection: "Connection", request: Request, /) -> bytes | None:
@@ -76,7 +78,8 @@ class Server:
     def __init__(self, loop: Loop, reader: HeadReader, application: Application) -> None:
         self.loop = loop
         self.read_head = reader.read
-        self.application = application
+        self.answer = application.answer
+        self.upload = application.upload
         self.connections: set[Connection] = set()
         self.draining = False
         self.max_body = 0
@@ -145,7 +148,7 @@ class Server:
         self.draining = True
         for connection in self.connections:
             if connection.stage == HEAD and not connection.buffer:
-                connection.due = self.now
+                connection.due = 0.0
 
 
 class Connection:
@@ -237,7 +240,7 @@ class Connection:
             if self.closed:
                 return
         try:
-            data = self.sock.recv(RECEIVE, DONTWAIT)
+            data = self.sock.recv(RECEIVE_BODY, DONTWAIT)
         except BlockingIOError:
             data = None
         except OSError:
@@ -247,7 +250,7 @@ class Connection:
             log.debug(f"{self.name()} left in the middle of a request's body")
             self.close()
             return
-        left = data is not None and (len(data) == RECEIVE or events & RDHUP != 0)
+        left = data is not None and (len(data) == RECEIVE_BODY or events & RDHUP != 0)
         ask = self.server.oneshot or (left and self.server.flags != 0)
         self.paused = ask
         if data:
@@ -279,7 +282,7 @@ class Connection:
     def on_linger(self, events: int) -> None:
         """The answer is sent; what the client still sends is thrown away, within a bound, before the close."""
         try:
-            data = self.sock.recv(RECEIVE, DONTWAIT)
+            data = self.sock.recv(RECEIVE_BODY, DONTWAIT)
         except BlockingIOError:
             data = None
         except OSError:
@@ -334,7 +337,7 @@ class Connection:
                 elif request.line.path == "*":
                     answer = self._answer_options(request)
                 else:
-                    answer = server.application(self, request)
+                    answer = server.answer(self, request)
             except ProtocolError as error:
                 self._reject(error)
                 return
@@ -397,7 +400,7 @@ class Connection:
             return self._answer_options(request)
         self._become(BUSY)
         self.due = NEVER
-        answer = self.server.application.upload(self, request)
+        answer = self.server.upload(self, request)
         if answer is not None and self.stage == BUSY:
             self._become(HEAD)
         return answer
@@ -589,7 +592,7 @@ class Connection:
             self._end()
             return
         self._become(HEAD)
-        self.due = self.server.now if self.server.draining else self.server.idle_due
+        self.due = 0.0 if self.server.draining else self.server.idle_due
         if self.buffer:
             data, start = self.buffer, self.start
             self.buffer = b""

@@ -52,22 +52,22 @@ class Head:
         self.plain = not (self.bodiless or close or dated)  # needs no second look
 
 
-_heads: dict[Any, Head] = {}
+KNOWN_HEADS: dict[Any, Head] = {}
 
 
 def head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
     """Judge and serialise. Raises `HeadError` (a value), `TypeError` (not strings)."""
     key: Any = (status, *headers)
     try:
-        known = _heads.get(key)
+        known = KNOWN_HEADS.get(key)
     except TypeError:
         raise TypeError("headers must be tuples of two strings") from None
     if known is None:
         known = _new_head(status, key[1:])
         if len(known.lines) <= CACHED_BYTES:
-            if len(_heads) >= CACHED_ENTRIES:
-                _heads.clear()
-            _heads[key] = known
+            if len(KNOWN_HEADS) >= CACHED_ENTRIES:
+                KNOWN_HEADS.clear()
+            KNOWN_HEADS[key] = known
     return known
 
 

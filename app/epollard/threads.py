@@ -88,7 +88,7 @@ class Crew:
 
     # connection.Application, on the loop's thread.
 
-    def __call__(self, connection: Connection, request: Request, body: Any = None) -> bytes | None:
+    def answer(self, connection: Connection, request: Request, body: Any = None) -> bytes | None:
         """Answer a request, inline where that may be."""
         seat = self._leader
         if seat is None:
@@ -147,8 +147,8 @@ class Crew:
         if request.fields.expect:
             body = ExpectedInput(connection, request)
             connection.sink = body
-            return self(connection, request, body)
-        connection.sink = Upload(self, connection, request)
+            return self.answer(connection, request, body)
+        connection.sink = Upload(self.answer, connection, request)
         return connection.read_body(connection.closing, False)
 
     def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
@@ -214,7 +214,7 @@ class Crew:
                 connection, request, body = self.fresh.popleft()
                 if not connection.closed:
                     connection.closing = connection.closing or connection.server.draining
-                    answer = self(connection, request, body)
+                    answer = self.answer(connection, request, body)
                     if answer is not None:
                         connection.deliver(answer)
             self.loop.finish_turn()

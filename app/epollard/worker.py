@@ -60,7 +60,6 @@ class Worker:
         slot = os.environ.get("EPOLLARD_WORKER_ID", "?")
         log.configure(self._config.log_level, f"worker {slot}")
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides what it means
         sys.setswitchinterval(SWITCH_INTERVAL)  # before the application's import: it may know better
         try:
             app = load(self._config.app)

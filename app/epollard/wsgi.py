@@ -16,7 +16,7 @@ from . import log, response
 from .connection import HIGH, Connection
 from .environ import Environ, FileWrapper
 from .request import Request
-from .response import CHUNKED, CLOSE, KEEP, LAST_CHUNK, Head
+from .response import CHUNKED, CLOSE, KEEP, KNOWN_HEADS, LAST_CHUNK, Head
 from .uploads import ExpectedInput
 
 COPY_BELOW: Final = 64 * 1024  # bytes of body that are copied behind their head; more is sent without a copy
@@ -50,8 +50,6 @@ class Exchange:
     # As an exchange begins on the loop's thread. Class attributes: for the usual one most of them never change.
     leading = True  # this thread turns the loop
     away = True  # ... and may lose it now, for the application's code runs: `token` holds this exchange
-    head: Head | None = None
-    opened = False  # the head is sent
     dead = False  # nothing may be sent any more
     sent = 0  # bytes of body
     started = 0.0  # time.perf_counter()
@@ -65,6 +63,8 @@ class Exchange:
         self.connection = connection
         self.request = request
         self.token = token
+        self.head: Head | None = None
+        self.opened = False  # the head is sent
         if token is None:
             self.leading = self.away = False
 
@@ -84,7 +84,10 @@ class Exchange:
                 exc_info = None
         elif self.head is not None:
             raise AssertionError("start_response was called before, and no exc_info is given")
-        self.head = response.head(status, headers)
+        try:
+            self.head = KNOWN_HEADS[(status, *headers)]
+        except (KeyError, TypeError):
+            self.head = response.head(status, headers)
         return self.write
 
     def write(self, data: bytes) -> None:
@@ -347,12 +350,13 @@ class Exchange:
 
     def _finish(self) -> None:
         """The connection goes on, unless its turn is not over yet: then returning from it says the same."""
+        assert self.head is not None
+        # Counted first: the end of the last connection is the end of a worker that drains.
+        self._call(self.host.finished, self.connection, self.request, self.head.code, self.sent, self.started)
         if self.leading:
             self._whole_inline = True
         elif not self.dead:
             self.host.post(self.connection.finish)
-        assert self.head is not None
-        self._call(self.host.finished, self.connection, self.request, self.head.code, self.sent, self.started)
 
     def _close(self, result: Iterable[bytes]) -> None:
         """`close()` of the result, always (PEP 3333). What it raises is the log's: the client has its answer."""
