@@ -174,8 +174,8 @@ class Loop(selectors.BaseSelector):
         return self._ready
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        """The guest's keys by descriptor."""
-        return self._keys
+        """The guest's keys: iterates over descriptors, found by file objects too."""
+        return _Keys(self)
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:
         """The guest's key of a file object. `KeyError` where it has none."""
@@ -214,6 +214,22 @@ class Loop(selectors.BaseSelector):
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+class _Keys(Mapping[Any, selectors.SelectorKey]):
+    """What `get_map` returns: asyncio looks in it for sockets as they are (from Python 3.13 on)."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    def __getitem__(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._loop.get_key(fileobj)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._loop._keys)
+
+    def __len__(self) -> int:
+        return len(self._loop._keys)
 
 
 def _descriptor(fileobj: Any) -> int:
