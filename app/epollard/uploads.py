@@ -68,15 +68,22 @@ class Spool:
         """Append. `OSError` where there is no room."""
         self._size += len(content)
         if self._memory and self._size > SPOOL_MEMORY:
-            file = _unnamed_file()
-            file.write(self._file.getbuffer())
-            self._file = file
+            kept = self._file.getbuffer()
+            self._file = _unnamed_file()
             self._memory = False
-        self._file.write(content)
+            self._append(kept)
+        self._append(content)
+
+    def _append(self, content: bytes | memoryview) -> None:
+        left = memoryview(content)
+        while left:
+            left = left[self._file.write(left) :]
 
     def rewind(self) -> Any:
-        """The body as a binary file, at its beginning."""
+        """The body, which is whole now, as a binary file, at its beginning."""
         self._file.seek(0)
+        if isinstance(self._file, io.FileIO):
+            self._file = io.BufferedReader(self._file)
         return self._file
 
     def close(self) -> None:
@@ -85,10 +92,11 @@ class Spool:
 
 
 def _unnamed_file() -> Any:
+    # Not buffered: a full disk is heard of when the body comes, not by the application, or by nobody, in a late flush.
     try:
-        return tempfile.TemporaryFile(buffering=65536)
+        return tempfile.TemporaryFile(buffering=0)
     except FileNotFoundError:
-        return os.fdopen(os.memfd_create("epollard-body", os.MFD_CLOEXEC), "w+b", buffering=65536)
+        return os.fdopen(os.memfd_create("epollard-body", os.MFD_CLOEXEC), "w+b", buffering=0)
 
 
 class Upload:
