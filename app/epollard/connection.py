@@ -30,7 +30,8 @@ LINGER_SECONDS: Final = 2.0
 SENDFILE: Final = 1024 * 1024  # bytes of one sendfile(2)
 NEVER: Final = float("inf")
 MUCH: Final = 1 << 62
-DONTWAIT: Final = socket.MSG_DONTWAIT
+DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+LAST: Final = int(socket.MSG_DONTWAIT | socket.MSG_MORE)
 
 HEAD, BODY, BUSY, FLUSH, LINGER = range(5)
 
@@ -78,6 +79,7 @@ class Server:
     def __init__(self, loop: Loop, reader: HeadReader, application: Application) -> None:
         self.loop = loop
         self.read_head = reader.read
+        self.usual = reader.usual
         self.answer = application.answer
         self.upload = application.upload
         self.connections: set[Connection] = set()
@@ -99,6 +101,8 @@ class Server:
         """How connections are registered: `level`, `edge` or `oneshot` (epoll(7))."""
         self.flags = {"level": 0, "edge": EDGE, "oneshot": ONESHOT}[name]
         self.oneshot = name == "oneshot"
+        if self.oneshot:
+            self.usual = {}  # each event has to be asked for again: no short cut
         # What is received in one piece of so many bytes may not be all that there is to receive without another event.
         self.ask_from = {"level": MUCH, "edge": RECEIVE, "oneshot": 0}[name]
         # The end of a client that comes with its last bytes is one edge with them: RDHUP tells of it.
@@ -141,11 +145,12 @@ class Server:
             connection.watch()
 
     def drain(self) -> None:
-        """From now on every answer says `Connection: close`. Who is idle may still ask, until the next tick.
-
-        A request that was under way to us while we closed would be lost.
-        """
+        """From now on every answer says `Connection: close`."""
         self.draining = True
+        self.usual = {}
+
+    def dismiss_idle(self) -> None:
+        """Who is idle may still ask until the next tick: a request that is under way to us while we close would be lost."""
         for connection in self.connections:
             if connection.stage == HEAD and not connection.buffer:
                 connection.due = 0.0
@@ -201,11 +206,12 @@ class Connection:
 
     def on_head(self, events: int) -> None:
         """Idle, or in the middle of a head. Errors and hang-ups show in what `recv` says."""
+        server = self.server
         try:
             data = self.sock.recv(RECEIVE, DONTWAIT)
         except BlockingIOError:
-            if self.server.oneshot and self.mask >= 0:
-                self._arm(self.server.watch_mask)
+            if server.oneshot and self.mask >= 0:
+                self._arm(server.watch_mask)
             return
         except OSError:
             self.close()
@@ -215,7 +221,25 @@ class Connection:
             return
         if self.buffer:
             data = self.buffer + data
-        if events != IN or len(data) >= self.server.ask_from:
+        elif events == IN and data in server.usual:
+            # The usual case, written out: one request, known to the byte; one answer, all of it taken by the kernel.
+            answer = server.answer(self, server.usual[data])
+            if answer:
+                try:
+                    sent = self.sock.send(answer, DONTWAIT)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    self._lost()
+                    return
+                if sent == len(answer):
+                    self.due = server.idle_due
+                    return
+                self._queue(memoryview(answer)[sent:])
+            if answer is not None and not self.closed:
+                self._answered()
+            return
+        if events != IN or len(data) >= server.ask_from:
             self._advance_armed(data, events)
         else:
             self._advance(data, 0)
@@ -347,24 +371,7 @@ class Connection:
                 return
             # A client that asks on but does not take its answers gets no more of them for now.
             if self.closing or not self.buffer or self.out is not None:
-                if answer and self.answers is None and self.out is None:
-                    # The usual case, written out: one request, one answer, all of it taken by the kernel.
-                    try:
-                        sent = self.sock.send(answer, DONTWAIT)
-                    except BlockingIOError:
-                        sent = 0
-                    except OSError:
-                        self._lost()
-                        return
-                    if sent != len(answer):
-                        self._queue(memoryview(answer)[sent:])
-                        self._answered()
-                    elif self.closing:
-                        self._end()
-                    else:
-                        self.due = server.idle_due
-                    return
-                self.write(answer)
+                self.write(answer, self.closing)
                 if not self.closed:
                     self._answered()
                 return
@@ -498,8 +505,11 @@ class Connection:
         else:
             self._arm_busy()
 
-    def write(self, data: bytes) -> None:
-        """Send, or keep what the kernel does not take. Nothing happens where the connection is closed."""
+    def write(self, data: bytes, last: bool = False) -> None:
+        """Send, or keep what the kernel does not take. Nothing happens where the connection is closed.
+
+        `last`: a close comes next, so these bytes and the end of the stream may leave as one segment (MSG_MORE, send(2)).
+        """
         if self.closed:
             return
         if self.answers is not None:
@@ -512,7 +522,7 @@ class Connection:
             self.pending += len(data)
             return
         try:
-            sent = self.sock.send(data, DONTWAIT)
+            sent = self.sock.send(data, LAST if last else DONTWAIT)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -591,7 +601,8 @@ class Connection:
         if self.closing:
             self._end()
             return
-        self._become(HEAD)
+        if self.stage != HEAD:
+            self._become(HEAD)
         self.due = 0.0 if self.server.draining else self.server.idle_due
         if self.buffer:
             data, start = self.buffer, self.start

@@ -106,6 +106,8 @@ class HeadReader:
         self.max_headers = max_headers
         self.max_header_bytes = max_header_bytes
         self._requests: dict[bytes, Request] = {}
+        # Those of them after whose answer the connection goes on, that have no body, and ask the application.
+        self.usual: dict[bytes, Request] = {}
         self._lines: dict[bytes, Line] = {}
         self._blocks: dict[bytes, Fields] = {}
         self._names: dict[str, str] = {}
@@ -116,11 +118,6 @@ class HeadReader:
 
         Raises `ProtocolError` 400, 413, 414, 417, 431, 501, 505.
         """
-        if not start and len(data) <= CACHED_BYTES:
-            # Most often a client sends one head and waits, and often one that was sent before.
-            request = self._requests.get(data)
-            if request is not None:
-                return request
         end = data.find(b"\r\n\r\n", start)
         if end < 0:
             self._judge_part(data, start)
@@ -139,7 +136,10 @@ class HeadReader:
         if len(head) <= CACHED_BYTES:
             if len(self._requests) >= CACHED_ENTRIES:
                 self._requests.clear()
+                self.usual.clear()
             self._requests[head] = request
+            if request.plain and fields.keep_alive and not fields.framed and line.path != "*":
+                self.usual[head] = request
         return request
 
     def _judge_part(self, data: bytes, start: int) -> None:

@@ -189,7 +189,7 @@ class Worker:
         self._loop.rehandle(self._lifeline, lambda events: None)
         self._loop.unwatch(self._lifeline)
         self._deadline = time.monotonic() + self._config.graceful_timeout + 5.0  # the supervisor's own comes first, if it lives
-        self._server.draining = True
+        self._server.drain()
         self._set_state(scoreboard.DRAINING)
         for listener in self._listeners:
             if listener not in self._paused:
@@ -198,7 +198,7 @@ class Worker:
 
     def _empty_queues(self) -> None:
         if not self._listeners:
-            self._server.drain()
+            self._server.dismiss_idle()
             self._loop.on_turn = self._stop_when_idle
             return
         self._loop.post(self._empty_queues)  # first: serving a connection may cost this thread the loop
