@@ -283,6 +283,28 @@ def test_absolute_form_leaves_the_remembered_fields_alone():
         found.fields.form = host  # what an application interface keeps there is for the same Host only
 
 
+def test_usual_requests_are_those_that_need_no_second_look():
+    """What may be answered without a look: whole heads, no body, no question to the server itself, and the connection goes on."""
+    reader = corpus.reader()
+    for row in VALID:
+        found = reader.read(row.data)
+        assert found is not None
+        head = row.data[: found.size]
+        facts = corpus.facts(found)
+        usual = (
+            facts["version"] == "1.1"
+            and facts["keep_alive"]
+            and not facts["framed"]
+            and facts["method"] != "HEAD"
+            and facts["target"] != "*"
+            and len(head) <= CACHED_BYTES
+        )
+        assert reader.usual.get(head) is (found if usual else None), row
+    assert reader.read(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n" not in reader.usual
+    assert len(reader.usual) > 20
+
+
 def test_strangers_fill_no_memory():
     """The caches hold so many entries and no long ones, whatever comes."""
     reader = corpus.reader()
@@ -291,7 +313,7 @@ def test_strangers_fill_no_memory():
             name = b"x" * size
             head = b"GET /%d%s HTTP/1.1\r\nHost: h%d%s\r\nX%d%s: a\r\n\r\n" % (number, name, number, name, number, name)
             assert reader.read(head)
-    for cache in reader._requests, reader._lines, reader._blocks, reader._names, reader._hosts:
+    for cache in reader._requests, reader.usual, reader._lines, reader._blocks, reader._names, reader._hosts:
         assert 0 < len(cache) <= CACHED_ENTRIES
         assert max(map(len, cache)) <= CACHED_BYTES
 
