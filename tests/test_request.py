@@ -284,7 +284,7 @@ def test_absolute_form_leaves_the_remembered_fields_alone():
 
 
 def test_usual_requests_are_those_that_need_no_second_look():
-    """What may be answered without a look: whole heads, no body, no question to the server itself, and the connection goes on."""
+    """What may be answered without a look: whole heads, no body, nothing asked of the server, no close."""
     reader = corpus.reader()
     for row in VALID:
         found = reader.read(row.data)

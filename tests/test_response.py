@@ -238,6 +238,15 @@ def test_a_refusal_is_a_whole_answer(status: int):
     assert response.refusal(status, DATE, body=False) == head + end
 
 
+def test_pieces():
+    """The pieces that heads are put together from are whole lines (RFC 9112 5, 7.1; RFC 9110 15.2)."""
+    assert response.CONTINUE == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert response.CLOSE == b"Connection: close\r\n"
+    assert response.KEEP == b"Connection: keep-alive\r\n"
+    assert response.CHUNKED == b"Transfer-Encoding: chunked\r\n"
+    assert response.LAST_CHUNK == b"0\r\n\r\n"
+
+
 def test_options():
     """The answer to `OPTIONS *` has no body and says so."""
     for keep in b"", response.CLOSE, response.KEEP:
