@@ -308,14 +308,16 @@ def test_usual_requests_are_those_that_need_no_second_look():
 def test_strangers_fill_no_memory():
     """The caches hold so many entries and no long ones, whatever comes."""
     reader = corpus.reader()
+    caches = (reader._requests, reader.usual, reader._lines, reader._blocks, reader._names, reader._hosts)
+    most = [0] * len(caches)
     for number in range(3 * CACHED_ENTRIES):
         for size in (1, CACHED_BYTES + 1) if number % 8 == 0 else (1,):
             name = b"x" * size
             head = b"GET /%d%s HTTP/1.1\r\nHost: h%d%s\r\nX%d%s: a\r\n\r\n" % (number, name, number, name, number, name)
             assert reader.read(head)
-    for cache in reader._requests, reader.usual, reader._lines, reader._blocks, reader._names, reader._hosts:
-        assert 0 < len(cache) <= CACHED_ENTRIES
-        assert max(map(len, cache)) <= CACHED_BYTES
+        most = [max(one, len(cache)) for one, cache in zip(most, caches, strict=True)]
+    assert most == [CACHED_ENTRIES] * len(caches)
+    assert all(max(map(len, cache)) <= CACHED_BYTES for cache in caches)
 
 
 def test_a_part_of_a_head_empties_no_cache():

@@ -57,6 +57,7 @@ FACTS = [
     ("200 OK", [("connection", "upgrade, close")], {"close": True, "plain": False}),
     ("200 OK", [("connection", "close"), ("Connection", "x")], {"close": True, "plain": False}),
     ("200 OK", [("Connection", "keep-alive")], {"close": False, "plain": True}),
+    ("200 OK", [("Connection", "clos")], {"close": False, "plain": True}),
     ("200 OK", [("X", "close"), ("Keep-Alive", "close")], {"close": False, "plain": True}),
 ]
 
@@ -188,11 +189,13 @@ def test_what_is_repeated_is_judged_once():
 
 def test_answers_fill_no_memory():
     """So many heads are kept and no long ones, whatever the application answers."""
+    most = 0
     for number in range(3 * CACHED_ENTRIES):
         response.head("200 OK", [("X", str(number))])
         response.head("200 OK", [("X", str(number) + "x" * CACHED_BYTES)])
+        most = max(most, len(response.KNOWN_HEADS))
     kept = response.KNOWN_HEADS
-    assert 0 < len(kept) <= CACHED_ENTRIES
+    assert most == CACHED_ENTRIES
     assert max(len(head.lines) for head in kept.values()) <= CACHED_BYTES
 
 
