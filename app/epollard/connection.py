@@ -601,7 +601,7 @@ class Connection:
         if self.closing:
             self._end()
             return
-        if self.stage != HEAD:
+        if self.stage != HEAD or self.mask < 0:  # a connection just accepted begins without a handler
             self._become(HEAD)
         self.due = 0.0 if self.server.draining else self.server.idle_due
         if self.buffer:

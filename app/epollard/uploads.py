@@ -68,7 +68,7 @@ class Spool:
         """Append. `OSError` where there is no room."""
         self._size += len(content)
         if self._memory and self._size > SPOOL_MEMORY:
-            kept = self._file.getbuffer()
+            kept = self._file.getvalue()  # not getbuffer(): where no file can be had, a view would keep close() from closing
             self._file = _unnamed_file()
             self._memory = False
             self._append(kept)
