@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from harness import wait_for
+from harness import WAIT, wait_for
 
 
 class Gate:
@@ -23,9 +23,9 @@ class Gate:
         if not self.opened and self._arrived():
             self.open()
 
-    def wait(self) -> Self:
+    def wait(self, seconds: float = WAIT) -> Self:
         """Wait until the application waits."""
-        wait_for(self._arrived, f"nobody waits at {self.path.name}")
+        wait_for(self._arrived, f"nobody waits at {self.path.name}", seconds)
         return self
 
     def _arrived(self) -> bool:

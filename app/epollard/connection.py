@@ -89,6 +89,7 @@ class Server:
         self.watch_mask = IN
         self.flags = 0
         self.oneshot = False
+        self.corked = False
         self.ask_from = MUCH  # bytes
         self.accepted = self.rejected = self.aborted = 0
 
@@ -107,6 +108,11 @@ class Server:
         self.ask_from = {"level": MUCH, "edge": RECEIVE, "oneshot": 0}[name]
         # The end of a client that comes with its last bytes is one edge with them: RDHUP tells of it.
         self.watch_mask = IN | self.flags | (RDHUP if name == "edge" else 0)
+
+    def cork(self) -> None:
+        """Connections have TCP_CORK (tcp(7)): it is drawn after each answer, or the kernel would hold its end for 200 ms."""
+        self.corked = True
+        self.usual = {}
 
     def tick(self, monotonic: float, now: float) -> None:
         """Once a second: the date, and the deadlines.
@@ -389,8 +395,8 @@ class Connection:
             self.write(b"")
             if self.out is not None:
                 self._answered()
-            elif not self.buffer:
-                self.due = server.idle_due
+            elif server.corked:
+                self._draw_cork()
 
     def _begin_body(self, request: Request) -> bytes | None:
         fields = request.fields
@@ -432,6 +438,8 @@ class Connection:
                 return answer
         if expected and not data:
             self.write(response.CONTINUE)
+            if self.server.corked:
+                self._draw_cork()
         if not self.closed and (self.mask >= 0 or self.paused):
             self.paused = False
             self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
@@ -601,6 +609,8 @@ class Connection:
         if self.closing:
             self._end()
             return
+        if self.server.corked:
+            self._draw_cork()
         if self.stage != HEAD or self.mask < 0:  # a connection just accepted begins without a handler
             self._become(HEAD)
         self.due = 0.0 if self.server.draining else self.server.idle_due
@@ -620,6 +630,14 @@ class Connection:
         self.due = self.server.write_due
         if self.stage == BUSY:  # else its turn is not over, and what ends it arms
             self._arm_busy()
+
+    def _draw_cork(self) -> None:
+        """What was written leaves now; what comes is corked again."""
+        try:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        except OSError:
+            pass  # a Unix socket has none, and a connection that is gone needs none
 
     def _flush(self) -> None:
         """Send what waits, until all is gone or the kernel takes no more."""

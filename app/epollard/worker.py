@@ -85,6 +85,8 @@ class Worker:
         self._server = server = Server(loop, reader, self._crew)
         server.limit(config.max_body, config.header_timeout, config.body_timeout, config.write_timeout, config.keep_alive)
         server.trigger(config.trigger)
+        if config.tcp == "cork":
+            server.cork()
         loop.on_tick = self._tick
         self._tick()
         for listener in self._listeners:
