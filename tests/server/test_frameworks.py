@@ -1,0 +1,87 @@
+"""Flask and Django as people use them: what their own test clients promise holds over the wire."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from harness import WAIT
+
+APPS = {"Flask": "apps.flask_app:app", "Django": "apps.django_app:app"}
+
+
+@pytest.fixture(params=APPS)
+def framework(request):
+    pytest.importorskip(request.param.lower())
+    return request.param
+
+
+@pytest.fixture
+def client(serve, framework, tmp_path_factory):
+    server = serve(APPS[framework], env={"PYTHONWARNINGS": ""})
+    with httpx.Client(base_url=server.url, timeout=WAIT, trust_env=False) as client:
+        client.server = server
+        yield client
+
+
+def test_pages_and_errors(client, framework):
+    """200, 404 and 500 are the framework's own; after an error all goes on."""
+    for _ in range(2):
+        assert client.get("/").text == f"Hello from {framework}"
+        assert client.get("/missing").status_code == 404
+        assert client.get("/error").status_code == 500
+        assert client.head("/").status_code == 200
+    assert "application failed" not in client.server.log
+
+
+def test_forms(client):
+    """URL-encoded, with several values, and characters of every kind."""
+    data = {"name": "caf\u00e9 \u20ac & =", "all": ["1", "2", "3"]}
+    assert client.post("/form", data=data).json() == data
+
+
+@pytest.mark.parametrize("size", [0, 1000, 3_000_000])
+def test_uploads(client, size):
+    """Multipart bodies, kept in memory or in a file."""
+    content = os.urandom(size)
+    found = client.post("/upload", files={"file": ("name.bin", content)}).json()
+    assert found == {"name": "name.bin", "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_a_body_without_a_length(client):
+    """A chunked body reaches the framework."""
+    pieces = [b"x" * 1000] * 100
+    length = client.post("/raw", content=iter(pieces)).json()["length"]
+    # Django reads as far as Content-Length says, and there is none: it sees an empty body with any server.
+    assert length == (0 if client.get("/").text.endswith("Django") else 100_000)
+
+
+def test_sessions(client):
+    """Cookies go there and come back."""
+    assert [client.get("/count").text for _ in range(3)] == ["1", "2", "3"]
+
+
+def test_streams(client):
+    """Generators with thread-locals and a database in them, many at a time."""
+
+    def ask(word):
+        with httpx.Client(base_url=client.base_url, timeout=WAIT, trust_env=False) as own:
+            return own.get("/stream", params={"word": word}).text
+
+    with ThreadPoolExecutor(6) as pool:
+        words = [f"word{number}" for number in range(12)]
+        for word, text in zip(words, pool.map(ask, words), strict=True):
+            assert text == "".join(f"{word} {number}\n" for number in range(50))
+
+
+@pytest.mark.parametrize("size", [0, 10, 1_000_000])
+def test_files(client, tmp_path, size):
+    """The framework's own way to send a file."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(os.urandom(size))
+    for _ in range(2):
+        answer = client.get("/file", params={"path": str(path)}, headers={"accept-encoding": "identity"})
+        assert answer.status_code == 200
+        assert answer.content == path.read_bytes()
