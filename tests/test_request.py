@@ -93,6 +93,8 @@ EARLY = [
     ("version", b"GET / HTTP/2.0\r\n", 505),
     ("version of a request behind an empty line", b"\r\nGET / HTTP/2.0\r\n", 505),
     ("preface of HTTP/2", b"PRI * HTTP/2.0\r\n", 505),
+    ("LF behind a chunk's size", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\n", 400),
+    ("LF behind a trailer", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: a\n", 400),
 ]
 
 
@@ -193,6 +195,7 @@ BOUNDARIES = [
     ("bytes of fields", BLOCK % (b"a" * (128 - 14)), 200),
     ("bytes of fields and one", BLOCK % (b"a" * (128 - 13)), 431),
     ("bytes of fields and CR without an end", (BLOCK % (b"a" * (128 - 14)))[:-1], None),
+    ("bytes of fields and two without an end", b"GET / HTTP/1.1\r\n" + b"a" * 130, 431),
     ("body", BODY + b"5\r\nhello\r\n5\r\nhello\r\n0\r\n\r\n", 200),
     ("body and a byte", BODY + b"5\r\nhello\r\n6\r\nhello!\r\n0\r\n\r\n", 413),
     ("size line", BODY + b"5;%s\r\nhello\r\n0\r\n\r\n" % (b"a" * (CHUNK_LINE - 2)), 200),
