@@ -8,7 +8,7 @@ EXAMPLES = int(os.environ.get("EPOLLARD_FUZZ", "0"))
 
 # Generating takes most of the time, and a busy machine makes it look slow: neither says anything of what is tested.
 settings.register_profile(
-    "brief", max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    "brief", max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 settings.register_profile(
     "long", max_examples=EXAMPLES or 1, database=None, deadline=None, suppress_health_check=list(HealthCheck)
