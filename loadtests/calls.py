@@ -38,6 +38,7 @@ CASES: dict[str, tuple[Callable[[int], bytes], int]] = {
     "a new connection each": (lambda n: b"GET / HTTP/1.0\r\nHost: 127.0.0.1:8000\r\n\r\n", 0),
 }
 
+
 def ask(client: socket.socket, text: bytes, answers: int) -> None:
     """Send `text` and read until all answers are here, or to the end where `answers` is 0."""
     client.sendall(text)

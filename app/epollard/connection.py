@@ -20,6 +20,8 @@ RECEIVE: Final = 16384
 RECEIVE_BODY: Final = 65536
 # What one client may take of a turn: answered requests of a pipeline (the rest waits for the next turn).
 PIPELINE: Final = 64
+# ... and bytes of what waits for it: a file of gigabytes to a client as fast as we are leaves room for others.
+FLUSH_TURN: Final = 4 * 1024 * 1024
 # Bytes that wait for a client: above HIGH its application waits, below LOW it goes on.
 HIGH: Final = 256 * 1024
 LOW: Final = 64 * 1024
@@ -265,10 +267,12 @@ class Connection:
 
     def on_body(self, events: int) -> None:
         """In the middle of a request's body."""
-        if events & OUT and self.out:
+        if events & OUT:
             self._flush()
             if self.closed:
                 return
+            if self.out is None:
+                self._arm(self.server.watch_mask)
         try:
             data = self.sock.recv(RECEIVE_BODY, DONTWAIT)
         except BlockingIOError:
@@ -642,8 +646,8 @@ class Connection:
     def _flush(self) -> None:
         """Send what waits, until all is gone or the kernel takes no more."""
         out = self.out
-        moved = False
-        while out:
+        moved = 0
+        while out and moved < FLUSH_TURN:
             piece = out[0]
             try:
                 if type(piece) is memoryview:
@@ -658,7 +662,7 @@ class Connection:
             except OSError:
                 self._lost()
                 return
-            moved = True
+            moved += sent
             self.pending -= sent
             if sent == len(piece):
                 out.popleft()
@@ -675,8 +679,11 @@ class Connection:
             callback, self.on_drained = self.on_drained, None
             callback()
         if out:
+            # Edge-triggered, what is writable still is not said again unless asked for.
             if self.stage == FLUSH:
-                self._arm(OUT | self.server.flags, force=self.server.oneshot)
+                self._arm(OUT | self.server.flags, force=moved >= FLUSH_TURN)
+            elif self.stage == BUSY and moved >= FLUSH_TURN:
+                self._arm_busy(force=True)
             return
         self.out = None
         if self.stage == FLUSH:
@@ -748,6 +755,6 @@ class Connection:
             self.server.loop.rewatch(self.fd, mask)
         self.mask = mask
 
-    def _arm_busy(self) -> None:
+    def _arm_busy(self, force: bool = False) -> None:
         mask = (0 if self.paused else IN) | (OUT if self.out else 0)
-        self._arm(mask | self.server.flags if mask else 0)
+        self._arm(mask | self.server.flags if mask else 0, force)

@@ -86,9 +86,7 @@ def _default_name(module: ModuleType) -> str:
         if name in vars(module):
             return name
     tried = " nor ".join(f"'{name}'" for name in DEFAULT_NAMES)
-    raise ApplicationError(
-        f"{module.__name__}: the module has neither {tried}{_listed(module)}; write {module.__name__}:NAME"
-    )
+    raise ApplicationError(f"{module.__name__}: the module has neither {tried}{_listed(module)}; write {module.__name__}:NAME")
 
 
 def _make(spec: str, factory: Callable[[], object]) -> object:

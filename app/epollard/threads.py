@@ -154,8 +154,11 @@ class Crew:
     def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
         """See `wsgi.Host`."""
         self.answered += 1
+        seconds = time.perf_counter() - started
+        if seconds < PATIENCE:  # before its client can ask again
+            self._slow.pop(request.line.path, None)
         if self._access is not None:
-            self._access(connection.peer[0], request, code, sent, time.perf_counter() - started)
+            self._access(connection.peer[0], request, code, sent, seconds)
 
     # The loop changes hands.
 
@@ -245,15 +248,13 @@ class Crew:
         exchange = Exchange(self, connection, request, None)
         if body is not None:
             exchange.give(environ, body)
-        exchange.started = begun = time.perf_counter()
+        exchange.started = time.perf_counter()
         try:
             result = self._app(environ, exchange.start_response)
         except BaseException as error:
             exchange.fail(error)
         else:
             exchange.deliver(result)
-        if time.perf_counter() - begun < PATIENCE:
-            self._slow.pop(request.line.path, None)
 
     def _end(self) -> None:
         """The loop is stopped: let every thread go."""

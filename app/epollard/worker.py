@@ -31,6 +31,7 @@ EXIT_LOAD: Final = 3  # the application could not be loaded
 # Seconds that a thread may keep the interpreter to itself while others want it. The default of 5 ms is what quick requests
 # would wait for beside a slow one that computes: 20,000 requests a second with it, 38,000 with this, the slow one 7 % slower.
 SWITCH_INTERVAL: Final = 0.001
+UNIX_LOCAL: Final = ("localhost", "80")  # SERVER_NAME and SERVER_PORT, which may not be empty (PEP 3333)
 REPORT_BYTES: Final = 60_000  # of a traceback; fits a pipe's buffer (pipe(7)), so that nobody has to read for us to go on
 
 
@@ -99,6 +100,9 @@ class Worker:
         self._set_state(scoreboard.READY)
         os.close(self._report)
         self._crew.run()
+        signal.set_wakeup_fd(-1)
+        self._signals.close()
+        self._signal_writer.close()
         if self._flush is not None:
             self._flush()
         self._tick()
@@ -150,7 +154,7 @@ class Worker:
 
     def _watch(self, listener: socket.socket) -> None:
         if listener.family == socket.AF_UNIX:
-            local = ("localhost", "")
+            local = UNIX_LOCAL
             mask = IN | select.EPOLLEXCLUSIVE  # shared by all workers: wake one of them, not all (epoll_ctl(2))
         else:
             host, port = listener.getsockname()[:2]
@@ -192,6 +196,7 @@ class Worker:
         self._loop.unwatch(self._lifeline)
         self._deadline = time.monotonic() + self._config.graceful_timeout + 5.0  # the supervisor's own comes first, if it lives
         self._server.drain()
+        self._paused.clear()
         self._set_state(scoreboard.DRAINING)
         for listener in self._listeners:
             if listener not in self._paused:
@@ -210,7 +215,7 @@ class Worker:
         except OSError:  # nothing waits any more (or nothing can be taken)
             self._listeners.pop().close()
             return
-        local = ("localhost", "") if listener.family == socket.AF_UNIX else listener.getsockname()[:2]
+        local = UNIX_LOCAL if listener.family == socket.AF_UNIX else listener.getsockname()[:2]
         self._server.accept(socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd), peer, (local[0], str(local[1])))
 
     def _stop_when_idle(self) -> None:
