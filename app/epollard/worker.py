@@ -33,6 +33,15 @@ EXIT_LOAD: Final = 3  # the application could not be loaded
 SWITCH_INTERVAL: Final = 0.001
 UNIX_LOCAL: Final = ("localhost", "80")  # SERVER_NAME and SERVER_PORT, which may not be empty (PEP 3333)
 REPORT_BYTES: Final = 60_000  # of a traceback; fits a pipe's buffer (pipe(7)), so that nobody has to read for us to go on
+# What the supervisor or we gave a handler.
+_SIGNALS: Final = (
+    signal.SIGTERM,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGUSR2,
+)
 
 
 class Worker:
@@ -94,6 +103,7 @@ class Worker:
             self._watch(listener)
         loop.watch(self._lifeline, IN, lambda events: self._drain("the supervisor is gone"))
         self._watch_signals()
+        os.register_at_fork(after_in_child=self._disown)
         # What the application's import made will live as long as the worker: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -122,6 +132,24 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGQUIT):
             signal.signal(number, lambda *_: None)
         self._loop.watch(self._signals.fileno(), IN, self._on_signals)
+
+    def _disown(self) -> None:
+        """In a process that the application forked: the worker's clients and signals are not its own.
+
+        Its copies would keep connections open that the worker closed, epoll would go on telling of them, and a signal to the
+        child would be one to the worker.
+        """
+        signal.set_wakeup_fd(-1)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for connection in self._server.connections:
+            connection.sock.close()
+        for listener in self._listeners:
+            listener.close()
+        self._signals.close()
+        self._signal_writer.close()
+        self._loop.close()
 
     def _on_signals(self, events: int) -> None:
         for number in self._signals.recv(64):

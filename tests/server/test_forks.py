@@ -1,0 +1,54 @@
+"""Promises to applications that fork a process of their own."""
+
+from pathlib import Path
+
+from harness import wait_for
+
+APP = "apps.forks:app"
+
+
+def test_a_child_of_the_application_holds_no_client(serve, tmp_path):
+    """A client whose connection the worker closes is told so, though a child that was forked meanwhile lives on."""
+    server = serve(APP)
+    here = tmp_path / "here"
+    with server.connect() as client, server.connect() as other:
+        assert other.get("/").text == "hello"
+        child = int(client.get(f"/fork?{here}").text)
+        wait_for(here.exists)
+        assert client.get("/", close=True).text == "hello"
+        assert client.closed()
+        assert other.get("/").text == "hello"
+        assert server.get(f"/end?{child}").text == "-15"
+
+
+def test_a_signal_to_a_child_is_not_one_to_its_worker(serve, tmp_path):
+    """`terminate()` of multiprocessing ends the child, by SIGTERM's default; the worker goes on."""
+    server = serve(APP)
+    before = server.workers()
+    here = tmp_path / "here"
+    child = int(server.get(f"/fork?{here}").text)
+    wait_for(here.exists)
+    assert server.get(f"/end?{child}").text == "-15"
+    assert server.workers() == before
+    assert server.get("/").text == "hello"
+
+
+def test_a_child_does_not_keep_the_loop_busy(serve, tmp_path):
+    """epoll tells of open files, not of descriptors: what the worker closes the child must not keep, or it tells for ever."""
+    server = serve(APP)
+    here = tmp_path / "here"
+    with server.connect() as client:
+        child = int(client.get(f"/fork?{here}").text)
+        wait_for(here.exists)
+    before = float(server.get("/cpu").text)
+    [worker] = [pid for pid in server.workers() if pid != child]
+    turns = _switches(worker)
+    wait_for(lambda: _switches(worker) > turns + 3)  # it ticks: some seconds have passed
+    assert float(server.get("/cpu").text) - before < 0.5
+    assert server.get(f"/end?{child}").text == "-15"
+
+
+def _switches(pid: int) -> int:
+    """How often its threads have waited."""
+    lines = [line for path in Path(f"/proc/{pid}/task").glob("*/status") for line in path.read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
