@@ -20,15 +20,16 @@ class Gate:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.opened and self._arrived():
+        if not self.opened and self.arrived():
             self.open()
 
     def wait(self, seconds: float = WAIT) -> Self:
         """Wait until the application waits."""
-        wait_for(self._arrived, f"nobody waits at {self.path.name}", seconds)
+        wait_for(self.arrived, f"nobody waits at {self.path.name}", seconds)
         return self
 
-    def _arrived(self) -> bool:
+    def arrived(self) -> bool:
+        """Whether the application waits."""
         if self._writer >= 0:
             return True
         try:

@@ -60,7 +60,7 @@ def test_each_slot_has_a_listener_of_one_group(bind):
     assert group.url == f"http://127.0.0.1:{group.address[1]}"
     with contextlib.ExitStack() as stack:
         for _ in range(16):  # one listener's backlog: whichever the hash picks, none is full
-            stack.enter_context(socket.create_connection(group.address))
+            stack.enter_context(socket.create_connection(group.address)).send(b"G")  # who is silent is not accepted
         accepted = [accept_all(own[0], stack) for own in listeners]
         assert sum(accepted) == 16
         assert max(accepted) < 16  # 4 ** -15 that all went to one
@@ -113,7 +113,7 @@ def test_the_backlog_bounds_each_queue(bind):
     (group,), _ = bind("127.0.0.1:0", backlog=1)
     with contextlib.ExitStack() as stack:
         for _ in range(2):
-            stack.enter_context(socket.create_connection(group.address, timeout=5))
+            stack.enter_context(socket.create_connection(group.address, timeout=5)).send(b"G")
         with pytest.raises(TimeoutError):
             stack.enter_context(socket.create_connection(group.address, timeout=0.2))
 

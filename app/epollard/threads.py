@@ -25,6 +25,9 @@ from .wsgi import App, Exchange
 
 # A call that lasts this long (seconds; at most twice as long, for the watcher looks once in this time) loses the loop.
 PATIENCE: Final = 0.004
+# Seconds after which a request that keeps its thread counts as a long one: a stream, a poll. Where long ones hold all threads
+# but the leader's, nothing is gained by keeping that one for quick requests: what was slow once would never be served.
+HELD: Final = 0.15
 # Looks without seeing anything run, after which the watcher sleeps until it is roused.
 QUIET_LOOKS: Final = 25
 # Paths whose last call was slow: they go to a follower at once.
@@ -41,10 +44,11 @@ class LoopLostError(BaseException):
 class Seat:
     """One thread that may run application code."""
 
-    __slots__ = ("token",)
+    __slots__ = ("since", "token")
 
     def __init__(self) -> None:
         self.token: list[Exchange] = []
+        self.since = 0.0  # time.monotonic() when it began to run a request without the loop; 0: it does not
 
 
 class Crew:
@@ -63,6 +67,7 @@ class Crew:
         self._slow: dict[str, None] = {}
         self._appointed = Seat()  # stands for a follower that has been told to lead and has not begun
         self._leader: Seat | None = self._appointed  # None: the watcher turns the loop
+        self._seats: list[Seat] = []
         self._free: list[None] = []  # one for each follower that waits; who pops one may put one job
         self._jobs: SimpleQueue[Job | bool | None] = SimpleQueue()  # True: lead; None: end
         self._alarm: SimpleQueue[None] = SimpleQueue()  # wakes the watcher
@@ -95,7 +100,7 @@ class Crew:
             connection.suspend()
             self.fresh.append((connection, request, body))
             return None
-        if self._slow and request.line.path in self._slow and self.threads > 1:
+        if self._slow and request.line.path in self._slow and self.threads > 1 and not self._held():
             connection.suspend()
             self._delegate((connection, request, body))
             return None
@@ -154,16 +159,15 @@ class Crew:
     def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
         """See `wsgi.Host`."""
         self.answered += 1
-        seconds = time.perf_counter() - started
-        if seconds < PATIENCE:  # before its client can ask again
-            self._slow.pop(request.line.path, None)
         if self._access is not None:
-            self._access(connection.peer[0], request, code, sent, seconds)
+            self._access(connection.peer[0], request, code, sent, time.perf_counter() - started)
 
     # The loop changes hands.
 
     def vacate(self) -> None:
         """The leader, on whose thread this is called, has to wait: the loop goes to a follower, or to the watcher."""
+        if self._leader is not None:
+            self._leader.since = time.monotonic()
         if self._claim():
             self._leader = self._appointed
             self._jobs.put(True)
@@ -180,9 +184,38 @@ class Crew:
         return True
 
     def _delegate(self, job: Job) -> None:
-        """A job for a follower. The leader itself never takes it: the last thread is kept for quick requests."""
+        """A job for a follower. The leader leaves it alone, for the last thread is kept for quick requests."""
         self._late.append(job)
         self._hand_out()
+        if self._asleep:
+            self._asleep = False
+            self._alarm.put(None)
+
+    def _held(self) -> bool:
+        """Long requests hold every thread but the leader's."""
+        if self._free:
+            return False
+        begun = time.monotonic() - HELD
+        return all(0 < seat.since < begun for seat in self._seats if seat is not self._leader)
+
+    def _take_late(self) -> None:
+        """On the loop's thread: the leader runs what waits for a follower, where none will come."""
+        if self._late and self._leader is not None and self._held():
+            self._run_waiting(self._late)
+
+    def _run_waiting(self, jobs: deque[Job]) -> None:
+        try:
+            connection, request, body = jobs.popleft()
+        except IndexError:  # a thread became free and was faster
+            return
+        if connection.closed:
+            if body is not None:
+                body.close()
+            return
+        connection.closing = connection.closing or connection.server.draining
+        answer = self.answer(connection, request, body)
+        if answer is not None:
+            connection.deliver(answer)
 
     def _hand_out(self) -> None:
         """Late requests to free threads. To be called whenever there may be both."""
@@ -196,16 +229,18 @@ class Crew:
 
     def _work(self, leading: bool) -> None:
         seat = Seat()
+        self._seats.append(seat)
         while not self._ended:
             if leading:
                 if self._lead(seat):
                     self._end()
                     return
                 leading = False
-            job = self._next_job()
+            job = self._next_job(seat)
             if job is True:
                 leading = True
             elif job:
+                seat.since = time.monotonic()
                 self._serve(job)
 
     def _lead(self, seat: Seat) -> bool:
@@ -214,19 +249,15 @@ class Crew:
         self._hand_out()  # to who became free while the watcher turned the loop
         try:
             while self.fresh:
-                connection, request, body = self.fresh.popleft()
-                if not connection.closed:
-                    connection.closing = connection.closing or connection.server.draining
-                    answer = self.answer(connection, request, body)
-                    if answer is not None:
-                        connection.deliver(answer)
+                self._run_waiting(self.fresh)
             self.loop.finish_turn()
             self.loop.run()
         except LoopLostError:
             return False
         return True
 
-    def _next_job(self) -> Job | bool | None:
+    def _next_job(self, seat: Seat) -> Job | bool | None:
+        seat.since = 0.0
         self.progress = time.monotonic()
         self._free.append(None)
         if self._leader is None:
@@ -254,7 +285,15 @@ class Crew:
         except BaseException as error:
             exchange.fail(error)
         else:
+            if type(result) is list:  # else its work may be to come
+                self._judge(exchange)  # before its client has the answer, and can ask again
             exchange.deliver(result)
+        self._judge(exchange)
+
+    def _judge(self, exchange: Exchange) -> None:
+        """A quick call makes its path forgotten as a slow one."""
+        if time.perf_counter() - exchange.started < PATIENCE:
+            self._slow.pop(exchange.request.line.path, None)
 
     def _end(self) -> None:
         """The loop is stopped: let every thread go."""
@@ -277,6 +316,8 @@ class Crew:
             if seat is None:
                 self._caretake()
                 continue
+            if self._late and self._held():
+                self.loop.post(self._take_late)
             try:
                 running = seat.token[-1]
             except IndexError:
@@ -290,9 +331,11 @@ class Crew:
             if running is not seen:
                 seen = running
                 continue
+            seat.since = time.monotonic()  # before the token is taken: who misses it may be free in a moment, and say so
             try:
                 running = seat.token.pop()
             except IndexError:
+                seat.since = 0.0
                 continue
             # From here on this thread has the loop.
             seen = None
@@ -305,7 +348,7 @@ class Crew:
     def _sleep(self, seat: Seat) -> None:
         """Wait until the leader rouses us. It looks at `_asleep` before each call: look once more after setting it."""
         self._asleep = True
-        if self._leader is seat and not seat.token and not self._ended:
+        if self._leader is seat and not seat.token and not self._late and not self._ended:
             self._alarm.get()
         self._asleep = False
 

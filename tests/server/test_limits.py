@@ -180,7 +180,7 @@ def test_no_descriptor_for_a_file(serve, tmp_path):
         assert asking[0].get("/hello").status == 200
         idle = []
         while "cannot accept" not in server.log and len(idle) < 80:
-            idle.append(stack.enter_context(server.connect()))
+            idle.append(stack.enter_context(server.connect()).send(b"G"))  # who is silent is not accepted
             asking[0].get("/hello")
         assert asking[0].post("/digest", b"x" * 300_000).status == 507
         assert asking[1].get(f"/file?path={path}").status == 500
