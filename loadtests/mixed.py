@@ -42,8 +42,8 @@ def main() -> int:
     os.sched_setaffinity(0, {measure.CLIENT_CPU})
 
     names = arguments.peers.split(",")
-    # Without peers no environment is made: any directory with a python in it will do.
-    alone = names == ["epollard"]
+    # Without peers no environment is made where the interpreter's own directory has a `python` in it.
+    alone = names == ["epollard"] and Path(arguments.python).with_name("python").exists()
     bin = Path(arguments.python).parent if alone else environment(arguments.python, arguments.venv)
     measure.own_network()
     about = measure.machine(arguments.python)
