@@ -168,12 +168,17 @@ class Crew:
         """The leader, on whose thread this is called, has to wait: the loop goes to a follower, or to the watcher."""
         if self._leader is not None:
             self._leader.since = time.monotonic()
-        if self._claim():
-            self._leader = self._appointed
-            self._jobs.put(True)
-        else:
+        if not self._appoint():
             self._leader = None
             self._alarm.put(None)
+
+    def _appoint(self) -> bool:
+        """Make a waiting follower the leader, if there is one."""
+        if not self._claim():
+            return False
+        self._leader = self._appointed
+        self._jobs.put(True)
+        return True
 
     def _claim(self) -> bool:
         """Claim a waiting follower, who then must be given a job."""
@@ -343,7 +348,9 @@ class Crew:
             if len(self._slow) >= SLOW_PATHS:
                 self._slow.clear()
             self._slow[running.request.line.path] = None
-            self.vacate_to_follower()
+            if not self._appoint():
+                self._leader = None
+                self._caretake()
 
     def _sleep(self, seat: Seat) -> None:
         """Wait until the leader rouses us. It looks at `_asleep` before each call: look once more after setting it."""
@@ -352,23 +359,12 @@ class Crew:
             self._alarm.get()
         self._asleep = False
 
-    def vacate_to_follower(self) -> None:
-        """The watcher has the loop: it goes to a follower, or stays."""
-        if self._claim():
-            self._leader = self._appointed
-            self._jobs.put(True)
-        else:
-            self._leader = None
-            self._caretake()
-
     def _caretake(self) -> None:
         """Turn the loop until a thread is free to lead."""
         loop = self.loop
         loop.finish_turn()
-        while not self._claim():
+        while not self._appoint():
             if loop.stopped:
                 self._end()
                 return
             loop.turn()
-        self._leader = self._appointed
-        self._jobs.put(True)
