@@ -206,14 +206,13 @@ class OneShot(Journey, User):
         )
 
 
-if os.environ.get("LOCUST_STEPS"):  # a shape that is there is used: it must not be there unless it was asked for
+class Steps(LoadTestShape):
+    """So many users, then so many more; ends after the last step."""
 
-    class Steps(LoadTestShape):
-        """So many users, then so many more; ends after the last step."""
+    abstract = not os.environ.get("LOCUST_STEPS")  # a shape that is there is used
+    users = tuple(int(step) for step in os.environ.get("LOCUST_STEPS", "").split(",") if step)
+    step_time = float(os.environ.get("LOCUST_STEP_TIME") or 30)
 
-        users = tuple(int(step) for step in os.environ["LOCUST_STEPS"].split(","))
-        step_time = float(os.environ.get("LOCUST_STEP_TIME") or 30)
-
-        def tick(self) -> tuple[int, float] | None:
-            step = int(self.get_run_time() // self.step_time)
-            return (self.users[step], max(self.users) / 2) if step < len(self.users) else None
+    def tick(self) -> tuple[int, float] | None:
+        step = int(self.get_run_time() // self.step_time)
+        return (self.users[step], max(self.users) / 2) if step < len(self.users) else None

@@ -1,0 +1,8 @@
+"""The application: `epollard greeter.asgi:application`."""
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "greeter.settings")
+application = get_asgi_application()
