@@ -17,6 +17,7 @@ IMPORTS = {
     # sans-IO
     "request": set(),
     "response": set(),
+    "websocket": {"request"},
     # mechanism
     "log": set(),
     "loop": set(),
@@ -59,6 +60,10 @@ IMPORTS = {
 SANS_IO = {
     "request": {"ipaddress", "re", "typing", "urllib.parse"},
     "response": {"collections.abc", "http", "re", "time", "typing"},
+    "websocket": {
+        *("binascii", "codecs", "collections.abc", "hashlib", "re", "struct", "typing", "zlib"),
+        "request",  # ours
+    },
 }
 
 # Modules without a test module of their own name, and where their promises are kept.
