@@ -149,8 +149,6 @@ async def chat(scope: Event, receive: Receive, send: Send) -> None:
                     guest.hear(json.dumps({"type": "refused", "why": f"A message has 1 to {MAX_TEXT} characters."}))
                 await asyncio.sleep(PAUSE)
             writer.cancel()
-    except* OSError:  # from `send`: the client has gone
-        pass
     finally:
         room.leave(guest)
 
@@ -186,7 +184,10 @@ async def app(scope: Event, receive: Receive, send: Send) -> None:
     elif scope["type"] == "lifespan":
         await lifespan(receive, send)
     elif scope["path"] == "/chat":
-        await chat(scope, receive, send)
+        try:
+            await chat(scope, receive, send)
+        except* OSError:  # from `send`: the client has gone
+            pass
     else:
         await receive()
         await send({"type": "websocket.close"})  # before it was accepted: 403
