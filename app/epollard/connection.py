@@ -1,7 +1,7 @@
 """One client's connection: bytes to requests, answers to bytes, deadlines. Never runs anything but on the loop's thread.
 
 The handler that the loop holds for a connection is its stage: reading a head, reading a body, busy (the application has the
-request), flushing an answer, lingering. Write first, and ask epoll for writability only for what the kernel did not take: a
+request), flushing an answer, lingering, a stream (another protocol took over). Write first, and ask epoll for writability only for what the kernel did not take: a
 request that finds an idle connection costs one `recv`, one `send`, and no `epoll_ctl`.
 """
 
@@ -9,11 +9,12 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from . import log, response
 from .loop import EDGE, ERR, HUP, IN, ONESHOT, OUT, RDHUP, Loop
 from .request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request
+from .response import CHUNKED, CLOSE, KEEP, Head
 
 # Bytes taken at once. Heads are small, and a buffer of 64 KiB and more costs malloc(3) a consolidation each time it is freed.
 RECEIVE: Final = 16384
@@ -35,7 +36,7 @@ MUCH: Final = 1 << 62
 DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 LAST: Final = int(socket.MSG_DONTWAIT | socket.MSG_MORE)
 
-HEAD, BODY, BUSY, FLUSH, LINGER = range(5)
+HEAD, BODY, BUSY, FLUSH, LINGER, STREAM = range(6)
 
 
 class Sink(Protocol):
@@ -47,8 +48,30 @@ class Sink(Protocol):
     def end(self) -> bytes | None:
         """The body is whole. Returns as `Application` does."""
 
-    def abort(self) -> None:
-        """The rest of the body will never come."""
+    def abort(self) -> bool:
+        """The rest of the body will never come: the client is gone, or broke a rule. True: it has an answer, or part of one."""
+
+
+class Stream(Sink, Protocol):
+    """What speaks another protocol on a connection after `Connection.upgrade`. Its `abort` is the end of the connection."""
+
+    def on_deadline(self) -> None:
+        """The client has said nothing for as long as `due` had it."""
+
+
+class Unread:
+    """The sink of a body whose request has been answered without it."""
+
+    def feed(self, content: bytes) -> None:
+        """Nobody wants it."""
+
+    def end(self) -> bytes:
+        """The connection may go on."""
+        return b""
+
+    def abort(self) -> bool:
+        """It has its answer."""
+        return True
 
 
 class Application(Protocol):
@@ -59,6 +82,9 @@ class Application(Protocol):
 
     def upload(self, connection: "Connection", request: Request, /) -> bytes | None:
         """Answer a request that has a body: set `connection.sink`, and call `connection.read_body` to get it."""
+
+
+UNREAD: Final = Unread()
 
 
 class File:
@@ -88,7 +114,9 @@ class Server:
         self.draining = False
         self.max_body = 0
         self.timeouts = (0.0, 0.0, 0.0, 0.0)  # header, body, write, keep-alive; seconds
+        self.ping_interval = NEVER  # seconds
         self.watch_mask = IN
+        self.end_mask = 0  # RDHUP where applications want to hear that their client has left
         self.flags = 0
         self.oneshot = False
         self.corked = False
@@ -109,7 +137,12 @@ class Server:
         # What is received in one piece of so many bytes may not be all that there is to receive without another event.
         self.ask_from = {"level": MUCH, "edge": RECEIVE, "oneshot": 0}[name]
         # The end of a client that comes with its last bytes is one edge with them: RDHUP tells of it.
-        self.watch_mask = IN | self.flags | (RDHUP if name == "edge" else 0)
+        self.watch_mask = IN | self.flags | self.end_mask | (RDHUP if name == "edge" else 0)
+
+    def tell_of_ends(self) -> None:
+        """A client that stops sending while its request is being answered is told to its sink, by `abort`."""
+        self.end_mask = RDHUP
+        self.watch_mask |= RDHUP
 
     def cork(self) -> None:
         """Connections have TCP_CORK (tcp(7)): it is drawn after each answer, or the kernel would hold its end for 200 ms."""
@@ -134,6 +167,7 @@ class Server:
         self.body_due = base + body
         self.write_due = base + write
         self.idle_due = base + keep_alive
+        self.stream_due = base + self.ping_interval
         late = [connection for connection in self.connections if connection.due <= monotonic]
         for connection in late:
             connection.on_deadline()
@@ -175,6 +209,7 @@ class Connection:
         "decoder",
         "due",
         "fd",
+        "form",
         "local",
         "mask",
         "on_drained",
@@ -209,6 +244,7 @@ class Connection:
         self.mask = -1  # what epoll knows; -1: nothing
         self.due = server.header_due
         self.on_drained: Callable[[], object] | None = None
+        self.form: Any = None  # what an application interface made of peer and local
 
     # Events.
 
@@ -303,8 +339,35 @@ class Connection:
             self.paused = True
         if events & OUT:
             self._flush()
+        if events & self.server.end_mask and self.decoder is None and self.sink is not None:
+            sink, self.sink = self.sink, None
+            sink.abort()  # it may still take its answer: only what it said is at an end
         if not self.closed and self.stage == BUSY:
             self._arm_busy()
+
+    def on_stream(self, events: int) -> None:
+        """Another protocol."""
+        if events & OUT:
+            self._flush()
+            if self.closed:
+                return
+            if self.out is None and not self.server.oneshot:
+                self._arm(self.server.watch_mask)
+        try:
+            data = self.sock.recv(RECEIVE_BODY, DONTWAIT)
+        except BlockingIOError:
+            data = None
+        except OSError:
+            data = b""
+        if data == b"":
+            self.close()
+            return
+        if data:
+            self._feed_stream(data)
+        if self.server.flags and self.stage == STREAM and not self.closed:
+            left = data is not None and (len(data) == RECEIVE_BODY or events & RDHUP != 0)
+            if left or self.server.oneshot:
+                self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
 
     def on_flush(self, events: int) -> None:
         """The answer is whole but not sent whole."""
@@ -332,13 +395,16 @@ class Connection:
         """`due` has passed."""
         if self.stage == HEAD:
             if self.buffer:
-                self._reject(ProtocolError(408, "head not whole in time"))
+                self.reject(ProtocolError(408, "head not whole in time"))
             else:
                 self.close()
         elif self.stage == BODY:
-            self._reject(ProtocolError(408, "body stalled"))
+            self.reject(ProtocolError(408, "body stalled"))
         elif self.stage == LINGER:
             self.close()
+        elif self.stage == STREAM and self.out is None:
+            assert self.sink is not None
+            cast(Stream, self.sink).on_deadline()
         else:
             log.info(f"closed {self.name()}: it did not take its answer for {self.server.timeouts[2]:g} s")
             self.server.aborted += 1
@@ -373,7 +439,7 @@ class Connection:
                 else:
                     answer = server.answer(self, request)
             except ProtocolError as error:
-                self._reject(error)
+                self.reject(error)
                 return
             if answer is None or self.closed:
                 if self.answers is not None:
@@ -436,7 +502,7 @@ class Connection:
             try:
                 answer = self._feed(data)
             except ProtocolError as error:
-                self._reject(error)
+                self.reject(error)
                 return None
             if self.decoder is None:
                 return answer
@@ -448,6 +514,50 @@ class Connection:
             self.paused = False
             self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
         return None
+
+    def hold(self) -> None:
+        """The sink has more than it can use: nothing is received until `release`."""
+        if not self.closed:
+            self._become(BUSY)
+            self.paused = True
+            if self.out is None:
+                self.due = NEVER
+            self._arm_busy(force=True)
+
+    def release(self) -> None:
+        """The sink wants more again."""
+        if not self.closed and self.stage == BUSY:
+            self.paused = False
+            self._become(STREAM if self.decoder is None else BODY)
+            if self.out is None:
+                self.due = self.server.stream_due if self.decoder is None else self.server.body_due
+            self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
+
+    def upgrade(self, head: bytes, sink: Stream) -> None:
+        """Send the head of a 101; from here on every byte is the sink's, which may `write` (RFC 9110 7.8)."""
+        self.write(head)
+        if self.closed:
+            return
+        if self.server.corked:
+            self._draw_cork()
+        self.sink = sink
+        self.paused = False
+        self._become(STREAM)
+        self.due = self.server.stream_due if self.out is None else self.server.write_due
+        data = self.buffer[self.start :]
+        self.buffer = b""
+        self.start = 0
+        self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
+        if data:
+            self._feed_stream(data)
+
+    def _feed_stream(self, data: bytes) -> None:
+        if self.out is None:
+            self.due = self.server.stream_due
+        assert self.sink is not None
+        self.sink.feed(data)
+        if self.server.corked and not self.closed:
+            self._draw_cork()
 
     def _feed(self, data: bytes) -> bytes | None:
         """Give bytes to the body. Returns the answer of the sink, once the body is whole."""
@@ -473,27 +583,41 @@ class Connection:
         return sink.end()
 
     def _take_body(self, data: bytes) -> None:
+        if self.sink is UNREAD:
+            self.start += len(data)
+            if self.start > LINGER_BYTES:
+                self._end()
+                return
         try:
             answer = self._feed(data)
         except ProtocolError as error:
-            self._reject(error)
+            self.reject(error)
             return
         if answer is not None and not self.closed:
             self.write(answer)
             if not self.closed:
                 self._answered()
 
+    def _skip_body(self) -> None:
+        """Answered before its body was there: take the rest, within a bound, so that the connection can go on."""
+        self.sink = UNREAD
+        self.paused = False
+        self._become(BODY)
+        self.due = self.server.body_due
+        self._arm(self.server.watch_mask, force=True)
+
     def _answer_options(self, request: Request) -> bytes:
         keep = response.CLOSE if self.closing else response.KEEP if request.fields.version == "1.0" else b""
         return response.options(self.server.date, keep)
 
-    def _reject(self, error: ProtocolError) -> None:
+    def reject(self, error: ProtocolError) -> None:
         """Say no, in the log too, and close: nobody knows where the next request would begin."""
         self.server.rejected += 1
         log.info(f"rejected {self.name()}: {error.status} {error.reason}")
         sink, self.sink, self.decoder = self.sink, None, None
-        if sink is not None:
-            sink.abort()
+        if sink is not None and sink.abort():
+            self.close()  # what was begun cannot be unsaid
+            return
         self.closing = True
         self.buffer = b""
         self.start = -1  # unread bytes may follow: linger
@@ -514,8 +638,40 @@ class Connection:
             self.paused = True  # epoll has never heard of it, and need not before the answer is whole
         if self.out is None:
             self.due = NEVER
-        else:
-            self._arm_busy()
+        tell = self.server.end_mask != 0 and (self.paused or self.server.oneshot)  # else epoll does so already
+        if tell or self.out is not None:
+            self._arm_busy(force=tell)
+
+    def open(self, head: Head, request: Request, whole: int | None) -> tuple[bytes, int | None, bool]:
+        """Begin an answer: the bytes of its head, those of body that are to come (None: unknown), whether they go in chunks.
+
+        `whole`: the body's length where it is known though the application did not say it.
+        """
+        version = request.fields.version
+        parts = [head.lines]
+        length = head.length
+        chunked = False
+        if head.bodiless:
+            length = 0
+        elif length is None and whole is not None:
+            length = whole
+            parts.append(b"Content-Length: %d\r\n" % whole)
+        elif length is None and version == "1.0":
+            self.closing = True
+        elif length is None:
+            chunked = True
+            parts.append(CHUNKED)
+        if request.line.method == "HEAD":
+            length = 0
+            chunked = False
+        if head.close or self.server.draining:
+            self.closing = True
+        if self.closing:
+            parts.append(CLOSE)
+        elif version == "1.0":
+            parts.append(KEEP)
+        parts.append(b"\r\n" if head.dated else self.server.date_end)
+        return b"".join(parts), length, chunked
 
     def write(self, data: bytes, last: bool = False) -> None:
         """Send, or keep what the kernel does not take. Nothing happens where the connection is closed.
@@ -615,6 +771,9 @@ class Connection:
             return
         if self.server.corked:
             self._draw_cork()
+        if self.decoder is not None:
+            self._skip_body()
+            return
         if self.stage != HEAD or self.mask < 0:  # a connection just accepted begins without a handler
             self._become(HEAD)
         self.due = 0.0 if self.server.draining else self.server.idle_due
@@ -632,8 +791,11 @@ class Connection:
         self.out = deque((piece,))
         self.pending = len(piece)
         self.due = self.server.write_due
-        if self.stage == BUSY:  # else its turn is not over, and what ends it arms
+        if self.stage == BUSY:
             self._arm_busy()
+        elif self.stage == BODY or self.stage == STREAM:
+            self._arm(self.server.watch_mask | OUT)
+        # Else its turn is not over, and what ends it arms.
 
     def _draw_cork(self) -> None:
         """What was written leaves now; what comes is corked again."""
@@ -682,14 +844,16 @@ class Connection:
             # Edge-triggered, what is writable still is not said again unless asked for.
             if self.stage == FLUSH:
                 self._arm(OUT | self.server.flags, force=moved >= FLUSH_TURN)
-            elif self.stage == BUSY and moved >= FLUSH_TURN:
-                self._arm_busy(force=True)
+            elif moved >= FLUSH_TURN:
+                self._arm(self.mask, force=True)
             return
         self.out = None
         if self.stage == FLUSH:
             self._answered()
         elif self.stage == BUSY:
             self.due = NEVER
+        elif self.stage == STREAM:
+            self.due = self.server.stream_due
 
     def _lost(self) -> None:
         """The client is gone before its answer was."""
@@ -744,7 +908,7 @@ class Connection:
 
     def _become(self, stage: int) -> None:
         self.stage = stage
-        handler = (self.on_head, self.on_body, self.on_busy, self.on_flush, self.on_linger)[stage]
+        handler = (self.on_head, self.on_body, self.on_busy, self.on_flush, self.on_linger, self.on_stream)[stage]
         self.server.loop.rehandle(self.fd, handler)
 
     def _arm(self, mask: int, force: bool = False) -> None:
@@ -757,4 +921,6 @@ class Connection:
 
     def _arm_busy(self, force: bool = False) -> None:
         mask = (0 if self.paused else IN) | (OUT if self.out else 0)
+        if self.decoder is None and self.sink is not None:
+            mask |= self.server.end_mask
         self._arm(mask | self.server.flags if mask else 0, force)

@@ -118,9 +118,10 @@ class Upload:
         """See `connection.Sink`."""
         return self._run(self._connection, self._request, self._spool.rewind())
 
-    def abort(self) -> None:
+    def abort(self) -> bool:
         """See `connection.Sink`."""
         self._spool.close()
+        return False
 
 
 class ExpectedInput:
@@ -150,13 +151,15 @@ class ExpectedInput:
         self._connection.suspend()
         self._arrived.release()
 
-    def abort(self) -> None:
+    def abort(self) -> bool:
         """See `connection.Sink`."""
         self._aborted = True
-        if self.exchange is not None:
-            self.exchange.dead = True  # the client has had its answer, or is gone
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.dead = True  # the client has had its answer, or is gone
         if self._arrived.locked():
             self._arrived.release()
+        return exchange is not None and exchange.opened
 
     def _ask(self) -> None:
         connection = self._connection

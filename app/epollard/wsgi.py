@@ -16,7 +16,7 @@ from . import log, response
 from .connection import HIGH, Connection
 from .environ import Environ, FileWrapper
 from .request import Request
-from .response import CHUNKED, CLOSE, KEEP, KNOWN_HEADS, LAST_CHUNK, Head
+from .response import KNOWN_HEADS, LAST_CHUNK, Head
 from .uploads import ExpectedInput
 
 COPY_BELOW: Final = 64 * 1024  # bytes of body that are copied behind their head; more is sent without a copy
@@ -200,33 +200,9 @@ class Exchange:
         if head is None:
             raise AssertionError("the application did not call start_response")
         self.opened = True
-        self._chunked = False
         self._posted = 0
-        connection = self.connection
-        line, fields = self.request.line, self.request.fields
-        parts = [head.lines]
-        self._left = head.length
-        if head.bodiless:
-            self._left = 0
-        elif head.length is None and whole is not None:
-            self._left = whole
-            parts.append(b"Content-Length: %d\r\n" % whole)
-        elif head.length is None and fields.version == "1.0":
-            connection.closing = True
-        elif head.length is None:
-            self._chunked = True
-            parts.append(CHUNKED)
-        if line.method == "HEAD":
-            self._left = 0
-            self._chunked = False
-        if head.close or connection.server.draining:
-            connection.closing = True
-        if connection.closing:
-            parts.append(CLOSE)
-        elif fields.version == "1.0":
-            parts.append(KEEP)
-        parts.append(b"\r\n" if head.dated else connection.server.date_end)
-        return b"".join(parts)
+        opening, self._left, self._chunked = self.connection.open(head, self.request, whole)
+        return opening
 
     def _send(self, data: bytes) -> None:
         """Some of the body, and the head before it."""
