@@ -93,6 +93,8 @@ FRAMES = [
     ("after fragments", sent(0x01, b"a") + sent(0x80, b"b") + sent(0x81, b"c"), [(TEXT, "ab"), (TEXT, "c")]),
     ("the limit", sent(0x82, b"a" * LIMIT), [(BINARY, b"a" * LIMIT)]),
     ("the limit in fragments", sent(0x02, b"a" * (LIMIT - 1)) + sent(0x80, b"b"), [(BINARY, b"a" * (LIMIT - 1) + b"b")]),
+    ("the limit again and again", sent(0x82, b"a" * LIMIT) * 3, [(BINARY, b"a" * LIMIT)] * 3),
+    ("the limit again, in fragments", (sent(0x02, b"a" * 600) + sent(0x80, b"a" * 400)) * 2, [(BINARY, b"a" * LIMIT)] * 2),
     # violations
     ("no mask", b"\x81\x05Hello", [(FAIL, 1002)]),
     ("no mask, ping", b"\x89\x00", [(FAIL, 1002)]),
@@ -236,6 +238,22 @@ def test_big_frames(size: int):
     for step in (len(data), 1 << 14, 4099, 777):
         pieces = [data[at : at + step] for at in range(0, len(data), step)]
         assert fed(Receiver(size, None), pieces) == [(BINARY, payload)]
+
+
+LIKE_A_FRAME = [
+    (sent(0x82, b"a", b"\x80\0\0\0"), 1),
+    (sent(0x82, b"abc", b"\x81\x81\0\0"), 2),
+    (sent(0x82, sent(0x81, b"abc"), bytes(4)), 6),
+    (sent(0x82, b"a" + sent(0x82, b"abc"), bytes(4)), 7),
+    (sent(0x01, b"a") + sent(0x81, b"abc"), 7),
+]
+
+
+@pytest.mark.parametrize(("data", "at"), LIKE_A_FRAME)
+def test_what_looks_like_a_frame(data: bytes, at: int):
+    """What would be a whole frame, had nothing come before it, is taken for the rest that it is."""
+    assert Receiver(LIMIT, None).feed(data[at:])[0][0] in (TEXT, BINARY)
+    assert fed(Receiver(LIMIT, None), [data[:at], data[at:]]) == Receiver(LIMIT, None).feed(data)
 
 
 def test_what_is_held_is_known():
