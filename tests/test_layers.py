@@ -28,11 +28,16 @@ IMPORTS = {
     "accesslog": {"log", "request"},
     # one client
     "connection": {"log", "loop", "request", "response"},
-    # the application interface
+    # the application interfaces
     "uploads": {"connection", "request"},
     "environ": {"request", "uploads"},
     "wsgi": {"connection", "environ", "log", "request", "response", "uploads"},
     "threads": {"connection", "environ", "loop", "request", "uploads", "wsgi"},
+    "scope": {"connection", "request", "websocket"},
+    "asgi": {"connection", "log", "request", "response", "scope"},
+    "session": {"asgi", "connection", "log", "request", "response", "scope", "websocket"},
+    "lifespan": {"log"},
+    "guest": {"asgi", "connection", "lifespan", "log", "loop", "request", "scope", "session", "websocket"},
     # processes
     "config": {"cgroup"},
     "worker": {
@@ -40,13 +45,14 @@ IMPORTS = {
         "config",
         "connection",
         "demo",
+        "guest",
         "importer",
+        "lifespan",
         "log",
         "loop",
         "request",
         "scoreboard",
         "threads",
-        "wsgi",
     },
     "supervisor": {"cgroup", "config", "log", "loop", "scoreboard", "sockets", "worker"},
     "cli": {"__init__", "config", "importer", "log", "supervisor"},
@@ -71,6 +77,11 @@ TESTED_ELSEWHERE = {
     "__init__": ["test_cli.py"],
     "__main__": ["test_cli.py", "harness.py"],
     "connection": ["server/test_http.py", "server/test_limits.py"],
+    "scope": ["server/test_asgi.py"],
+    "asgi": ["server/test_asgi.py"],
+    "lifespan": ["server/test_lifespan.py"],
+    "session": ["server/test_websockets.py"],
+    "guest": ["server/test_guest.py"],
     "worker": ["server/test_stop.py", "server/test_signals.py", "server/test_supervision.py"],
 }
 NO_MODULE = {"layers"}

@@ -222,6 +222,9 @@ class Config:
     app: str | None = _field(
         Option("", _APP, _SERVED, "what to serve, or to call first where it ends in (); without it, the demo", ("APP",))
     )
+    interface: Literal["auto", "wsgi", "asgi"] = _field(
+        Option("auto", _word("auto", "wsgi", "asgi"), _SERVED, "what kind of application it is; auto: by how it can be called")
+    )
     chdir: str = _field(Option(".", _DIRECTORY, _SERVED, "go there first; its Python modules are importable"))
     bind: tuple[str, ...] = _field(
         Option("127.0.0.1:8000", _ADDRESS, _NETWORK, "HOST:PORT, [IPV6]:PORT or unix:PATH", ("HOST", "PORT"), many=True)
@@ -232,6 +235,9 @@ class Config:
     )
     tcp: Literal["nodelay", "cork", "default"] = _field(
         Option("nodelay", _word("nodelay", "cork", "default"), _NETWORK, "TCP_NODELAY, TCP_CORK or neither, on connections")
+    )
+    steer: Literal["on", "off"] = _field(
+        Option("on", _word("on", "off"), _NETWORK, "new connections go to workers that can take them, by a BPF program")
     )
     workers: int = _field(
         Option(_AUTO, _WORKERS, _PROCESSES, "worker processes; auto: by the container's limits", ("WORKERS", "WEB_CONCURRENCY"))
@@ -251,6 +257,12 @@ class Config:
     max_headers: int = _field(Option("100", _count(1, 10_000), _CLIENTS, "header fields of a request; more are answered 431"))
     max_header_bytes: int = _field(Option("64k", _size(256, 2**24), _CLIENTS, "header fields together; more are answered 431"))
     max_body: int = _field(Option("100M", _size(0, 2**40), _CLIENTS, "the body of a request; a bigger one is answered 413"))
+    ws_max_size: int = _field(Option("16M", _size(1, 2**30), _CLIENTS, "a WebSocket's message; a bigger one closes it"))
+    ws_ping_interval: float = _field(Option("20", _TIME, _CLIENTS, "of silence, before a WebSocket's client is asked for life"))
+    ws_ping_timeout: float = _field(Option("20", _TIME, _CLIENTS, "for a sign of life of a WebSocket's client that was asked"))
+    ws_deflate: Literal["on", "off"] = _field(
+        Option("off", _word("on", "off"), _CLIENTS, "compression of WebSockets' messages (permessage-deflate)")
+    )
     access_log: Literal["off", "text", "json"] = _field(
         Option("text", _word("off", "text", "json"), _LOGS, "a line for each request, on standard output")
     )

@@ -1,8 +1,8 @@
 """One client's connection: bytes to requests, answers to bytes, deadlines. Never runs anything but on the loop's thread.
 
 The handler that the loop holds for a connection is its stage: reading a head, reading a body, busy (the application has the
-request), flushing an answer, lingering, a stream (another protocol took over). Write first, and ask epoll for writability only for what the kernel did not take: a
-request that finds an idle connection costs one `recv`, one `send`, and no `epoll_ctl`.
+request), flushing an answer, lingering, a stream (another protocol took over). Write first, and ask epoll for writability only
+for what the kernel did not take: a request that finds an idle connection costs one `recv`, one `send`, and no `epoll_ctl`.
 """
 
 import os
@@ -50,6 +50,13 @@ class Sink(Protocol):
 
     def abort(self) -> bool:
         """The rest of the body will never come: the client is gone, or broke a rule. True: it has an answer, or part of one."""
+
+
+class Listener(Sink, Protocol):
+    """A sink that wants to hear of its client while the request is being answered (`Server.tell_of_ends`)."""
+
+    def on_end(self) -> None:
+        """The client says nothing more: it half closed, or is gone, which only writing to it will show."""
 
 
 class Stream(Sink, Protocol):
@@ -114,7 +121,7 @@ class Server:
         self.draining = False
         self.max_body = 0
         self.timeouts = (0.0, 0.0, 0.0, 0.0)  # header, body, write, keep-alive; seconds
-        self.ping_interval = NEVER  # seconds
+        self.ping_interval = self.ping_timeout = NEVER  # seconds, of streams
         self.watch_mask = IN
         self.end_mask = 0  # RDHUP where applications want to hear that their client has left
         self.flags = 0
@@ -128,6 +135,11 @@ class Server:
         self.max_body = max_body
         self.timeouts = (header, body, write, keep_alive)
 
+    def ping(self, interval: float, timeout: float) -> None:
+        """Set the deadlines of streams, seconds: until a silent client is asked, and for its answer."""
+        self.ping_interval = interval
+        self.ping_timeout = timeout
+
     def trigger(self, name: str) -> None:
         """How connections are registered: `level`, `edge` or `oneshot` (epoll(7))."""
         self.flags = {"level": 0, "edge": EDGE, "oneshot": ONESHOT}[name]
@@ -140,7 +152,7 @@ class Server:
         self.watch_mask = IN | self.flags | self.end_mask | (RDHUP if name == "edge" else 0)
 
     def tell_of_ends(self) -> None:
-        """A client that stops sending while its request is being answered is told to its sink, by `abort`."""
+        """Sinks are `Listener`s."""
         self.end_mask = RDHUP
         self.watch_mask |= RDHUP
 
@@ -341,7 +353,7 @@ class Connection:
             self._flush()
         if events & self.server.end_mask and self.decoder is None and self.sink is not None:
             sink, self.sink = self.sink, None
-            sink.abort()  # it may still take its answer: only what it said is at an end
+            cast(Listener, sink).on_end()
         if not self.closed and self.stage == BUSY:
             self._arm_busy()
 
@@ -466,7 +478,7 @@ class Connection:
             if self.out is not None:
                 self._answered()
             elif server.corked:
-                self._draw_cork()
+                self.draw_cork()
 
     def _begin_body(self, request: Request) -> bytes | None:
         fields = request.fields
@@ -509,7 +521,7 @@ class Connection:
         if expected and not data:
             self.write(response.CONTINUE)
             if self.server.corked:
-                self._draw_cork()
+                self.draw_cork()
         if not self.closed and (self.mask >= 0 or self.paused):
             self.paused = False
             self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
@@ -539,7 +551,7 @@ class Connection:
         if self.closed:
             return
         if self.server.corked:
-            self._draw_cork()
+            self.draw_cork()
         self.sink = sink
         self.paused = False
         self._become(STREAM)
@@ -557,7 +569,7 @@ class Connection:
         assert self.sink is not None
         self.sink.feed(data)
         if self.server.corked and not self.closed:
-            self._draw_cork()
+            self.draw_cork()
 
     def _feed(self, data: bytes) -> bytes | None:
         """Give bytes to the body. Returns the answer of the sink, once the body is whole."""
@@ -770,7 +782,7 @@ class Connection:
             self._end()
             return
         if self.server.corked:
-            self._draw_cork()
+            self.draw_cork()
         if self.decoder is not None:
             self._skip_body()
             return
@@ -797,7 +809,7 @@ class Connection:
             self._arm(self.server.watch_mask | OUT)
         # Else its turn is not over, and what ends it arms.
 
-    def _draw_cork(self) -> None:
+    def draw_cork(self) -> None:
         """What was written leaves now; what comes is corked again."""
         try:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)

@@ -6,6 +6,8 @@ on, is the last thing in the message.
 """
 
 import difflib
+import functools
+import inspect
 import os
 import pkgutil
 import sys
@@ -50,6 +52,35 @@ def load(spec: str) -> Callable[..., Any]:
         raise ApplicationError(f"{spec}: {name} takes no arguments; did you mean the application it returns, '{spec}()'?")
     application: Callable[..., Any] = found
     return application
+
+
+def interface(application: Callable[..., Any]) -> str:
+    """`wsgi` or `asgi`: what kind of application that is, by how it can be called.
+
+    Asynchronous functions and objects are ASGI, as are classes whose instances can be awaited, and whatever takes the three
+    arguments of ASGI and not the two of WSGI; wrappers (`functools.partial`, `functools.wraps`) are looked into.
+    """
+    found: Any = application
+    while isinstance(found, functools.partial):
+        found = found.func
+    if inspect.isclass(found):
+        return "asgi" if hasattr(found, "__await__") else "wsgi"
+    called = found if inspect.isroutine(found) else type(found).__call__
+    if inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(inspect.unwrap(called)):
+        return "asgi"
+    try:
+        signature = inspect.signature(application)
+    except (TypeError, ValueError):
+        return "wsgi"
+    return "asgi" if _takes(signature, 3) and not _takes(signature, 2) else "wsgi"
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def _import(spec: str, name: str) -> ModuleType:

@@ -44,6 +44,7 @@ class Loop(selectors.BaseSelector):
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._woken = False
         self._next_tick = 0.0
+        self.busy_since = 0.0  # time.monotonic() at the end of the last wait; 0 during one
         self.on_tick: Callable[[], object] = lambda: None  # once a second
         self.on_turn: Callable[[], object] | None = None  # before each wait
         self.on_error: Callable[[Exception], object] = _raise  # a handler raised, and its descriptor is forgotten
@@ -82,6 +83,10 @@ class Loop(selectors.BaseSelector):
 
     def turn(self, timeout: float | None = None) -> None:
         """Wait for events, at most `timeout` seconds and never past the next tick, and handle them."""
+        if self.on_turn is not None:
+            self.on_turn()
+            if self.stopped:
+                return
         now = time.monotonic()
         wait = self._next_tick - now
         if wait <= 0:
@@ -92,7 +97,10 @@ class Loop(selectors.BaseSelector):
             wait = max(timeout, 0)
         if self._posted:
             wait = 0
-        self._batch = iter(self._poll(wait, BATCH))
+        self.busy_since = 0.0
+        events = self._poll(wait, BATCH)
+        self.busy_since = time.monotonic()
+        self._batch = iter(events)
         self.finish_turn()
 
     def finish_turn(self) -> None:
@@ -115,8 +123,6 @@ class Loop(selectors.BaseSelector):
                 callback(*arguments)
             except Exception as error:
                 self.on_error(error)
-        if self.on_turn is not None:
-            self.on_turn()
 
     def run(self) -> None:
         """Turn until `stopped`."""

@@ -23,6 +23,9 @@ _HOP_BY_HOP: Final = frozenset(
     ("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
 )
 
+# RFC 9110 6.5.1: what decides framing comes in no other place than the head of a final answer.
+_FRAMING: Final = _HOP_BY_HOP | {"content-length", "host"}
+
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"Connection: close\r\n"
 KEEP: Final = b"Connection: keep-alive\r\n"
@@ -40,7 +43,7 @@ class Head:
     `lines` lacks what belongs to one response only: framing, Date (unless `dated`), the empty line.
     """
 
-    __slots__ = ("bodiless", "close", "code", "dated", "length", "lines", "plain")
+    __slots__ = ("bodiless", "close", "code", "dated", "events", "length", "lines", "plain")
 
     def __init__(self, code: int, lines: bytes, length: int | None, close: bool, dated: bool) -> None:
         self.code = code
@@ -49,6 +52,7 @@ class Head:
         self.close = close
         self.dated = dated
         self.bodiless = code == 204 or code == 304  # RFC 9112 6.3
+        self.events = False  # server-sent events: a stream without an end of its own
         self.plain = not (self.bodiless or close or dated)  # needs no second look
 
 
@@ -71,6 +75,44 @@ def head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
     return known
 
 
+KNOWN_RAW_HEADS: dict[Any, Head] = {}
+
+
+def raw_head(status: int, headers: Iterable[Iterable[bytes]]) -> Head:
+    """As `head`, of a number and pairs of bytes (ASGI)."""
+    pairs = tuple(map(tuple, headers))
+    key: Any = (status, *pairs)
+    known = KNOWN_RAW_HEADS.get(key)
+    if known is None:
+        if type(status) is not int and not isinstance(status, HTTPStatus):
+            raise TypeError(f"status must be a number, not {type(status).__name__}")
+        known = _new_head(f"{status:d} {_REASONS.get(status, '')}", _decoded(pairs))
+        if len(known.lines) <= CACHED_BYTES:
+            if len(KNOWN_RAW_HEADS) >= CACHED_ENTRIES:
+                KNOWN_RAW_HEADS.clear()
+            KNOWN_RAW_HEADS[key] = known
+    return known
+
+
+def _decoded(pairs: Iterable[Iterable[bytes]]) -> list[tuple[str, str]]:
+    decoded = []
+    for name, value in pairs:
+        if not isinstance(name, bytes) or not isinstance(value, bytes):
+            raise TypeError(f"header names and values must be bytes: {name!r}: {value!r}")
+        decoded.append((name.decode("latin-1"), value.decode("latin-1")))
+    return decoded
+
+
+def field_lines(headers: Iterable[Iterable[bytes]]) -> bytes:
+    """Field lines that stand outside a final head: of trailers, of 103. Raises `HeadError`, `TypeError`."""
+    lines = []
+    for name, value in _decoded(tuple(map(tuple, headers))):
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value) or name.lower() in _FRAMING:
+            raise HeadError(f"bad field {name!r}: {value!r}")
+        lines.append(f"{name}: {value}\r\n")
+    return "".join(lines).encode("latin-1")
+
+
 def _new_head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
     if not isinstance(status, str):
         raise TypeError(f"status must be a string, not {type(status).__name__}")
@@ -82,7 +124,7 @@ def _new_head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
         raise HeadError(f"{code} is not a final status")
     lines = [f"HTTP/1.1 {status if ' ' in status else status + ' '}\r\n"]
     length = None
-    close = dated = served = False
+    close = dated = served = events = False
     for name, value in headers:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"header names and values must be strings: {name!r}: {value!r}")
@@ -106,10 +148,14 @@ def _new_head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
             dated = True
         elif lower == "server":
             served = True
+        elif lower == "content-type":
+            events = value.lower().startswith("text/event-stream")
         lines.append(f"{name}: {value}\r\n")
     if not served:
         lines.append("Server: epollard\r\n")
-    return Head(code, "".join(lines).encode("latin-1"), length, close, dated)
+    head = Head(code, "".join(lines).encode("latin-1"), length, close, dated)
+    head.events = events
+    return head
 
 
 def date_line(now: float) -> bytes:
@@ -125,6 +171,8 @@ def refusal(status: int, date: bytes, *, body: bool = True) -> bytes:
     phrase = _REASONS.get(status, "Error")
     text = f"{status} {phrase}\n".encode()
     fields = f"HTTP/1.1 {status} {phrase}\r\nServer: epollard\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\n"
+    if status == 426:  # RFC 9110 15.5.22, RFC 6455 4.4
+        fields += "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     return b"".join((fields.encode(), CLOSE, date, b"\r\n", text if body else b""))
 
 

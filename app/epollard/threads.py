@@ -74,8 +74,9 @@ class Crew:
         self._asleep = False
         self._ended = False
 
-    def run(self) -> None:
-        """Serve on this thread and the others until the loop is stopped."""
+    def run(self, ready: Callable[[], object]) -> None:
+        """Call `ready`, then serve on this thread and the others until `stop`."""
+        ready()
         for number in range(1, self.threads):
             threading.Thread(target=self._work, args=(False,), name=f"app-{number}", daemon=True).start()
         threading.Thread(target=self._watch, name="watcher", daemon=True).start()
@@ -86,10 +87,21 @@ class Crew:
         self.progress = time.monotonic()
         self.loop.post(callback, *arguments)
 
+    def stop(self) -> None:
+        """End `run`."""
+        self.loop.stopped = True
+
     @property
-    def waiting(self) -> bool:
-        """Requests wait because every thread is busy."""
-        return self._leader is None and bool(self.fresh)
+    def idle(self) -> bool:
+        """No application code runs that does not belong to an open connection."""
+        return True
+
+    def alive(self, now: float) -> float:
+        """When the worker was last seen to live: it turns its loop, unless requests wait and no thread has moved."""
+        return self.progress if self._leader is None and self.fresh else now
+
+    def dismiss(self) -> None:
+        """The server is going. A call of WSGI ends by itself."""
 
     # connection.Application, on the loop's thread.
 

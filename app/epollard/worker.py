@@ -13,18 +13,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from . import demo, importer, log, scoreboard
 from .accesslog import AccessLog
 from .config import Config
 from .connection import Server
+from .guest import Guest
+from .lifespan import StartupError
 from .loop import IN, Loop
 from .request import HeadReader
 from .threads import Crew
-from .wsgi import App
 
 ACCEPTS: Final = 16  # connections accepted in one go: a burst does not starve those who are being served
 EXIT_LOAD: Final = 3  # the application could not be loaded
@@ -77,28 +78,56 @@ class Worker:
             os.write(self._report, str(error).encode("utf-8", "backslashreplace")[-REPORT_BYTES:])
             os.close(self._report)
             return EXIT_LOAD
-        self._serve(app)
+        try:
+            self._serve(app)
+        except StartupError as error:
+            told = f"the application could not start: {error}"
+            os.write(self._report, told.encode("utf-8", "backslashreplace")[-REPORT_BYTES:])
+            os.close(self._report)
+            return EXIT_LOAD
         # At its end the interpreter takes our handlers away, and a second SIGTERM would look like a violent death.
         for number in (signal.SIGTERM, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         return 0
 
-    def _serve(self, app: App) -> None:
+    def _serve(self, app: Callable[..., Any]) -> None:
         config = self._config
         self._loop = loop = Loop()
         access = AccessLog(config.access_log) if config.access_log != "off" else None
         self._flush = access.flush if access else None
         loop.on_turn = self._flush
         loop.on_error = partial(log.exception, "a fault of epollard itself")
-        self._crew = Crew(loop, app, config.threads, config.workers, access.add if access else None)
+        kind = importer.interface(app) if config.interface == "auto" else config.interface
+        log.debug(f"{config.app or 'the demo'} is {kind.upper()}")
+        add = access.add if access else None
+        self._interface: Crew | Guest
+        if kind == "asgi":
+            self._interface = Guest(loop, app, config.ws_max_size, config.ws_deflate == "on", add)
+        else:
+            self._interface = Crew(loop, app, config.threads, config.workers, add)
         reader = HeadReader(config.max_line, config.max_headers, config.max_header_bytes)
-        self._server = server = Server(loop, reader, self._crew)
+        self._server = server = Server(loop, reader, self._interface)
         server.limit(config.max_body, config.header_timeout, config.body_timeout, config.write_timeout, config.keep_alive)
+        server.ping(config.ws_ping_interval, config.ws_ping_timeout)
         server.trigger(config.trigger)
+        if kind == "asgi":
+            server.tell_of_ends()
         if config.tcp == "cork":
             server.cork()
         loop.on_tick = self._tick
         self._tick()
+        self._interface.run(self._begin)
+        if kind == "wsgi":
+            signal.set_wakeup_fd(-1)
+            self._signals.close()
+            self._signal_writer.close()
+        if self._flush is not None:
+            self._flush()
+        self._tick()
+
+    def _begin(self) -> None:
+        """The application is ready: so are we."""
+        loop = self._loop
         for listener in self._listeners:
             self._watch(listener)
         loop.watch(self._lifeline, IN, lambda events: self._drain("the supervisor is gone"))
@@ -109,13 +138,6 @@ class Worker:
         gc.freeze()
         self._set_state(scoreboard.READY)
         os.close(self._report)
-        self._crew.run()
-        signal.set_wakeup_fd(-1)
-        self._signals.close()
-        self._signal_writer.close()
-        if self._flush is not None:
-            self._flush()
-        self._tick()
 
     def _set_state(self, state: int) -> None:
         self._record[scoreboard.STATE] = state
@@ -124,6 +146,10 @@ class Worker:
     # Signals: they arrive as bytes in the loop, so that a handler never runs in the middle of anything.
 
     def _watch_signals(self) -> None:
+        if isinstance(self._interface, Guest):  # asyncio has such a pair of sockets itself
+            for number in (signal.SIGTERM, signal.SIGQUIT):
+                self._interface.aio.add_signal_handler(number, self._on_signal, number)
+            return
         self._signals, writer = socket.socketpair()
         for end in (self._signals, writer):
             end.setblocking(False)
@@ -147,33 +173,38 @@ class Worker:
             connection.sock.close()
         for listener in self._listeners:
             listener.close()
-        self._signals.close()
-        self._signal_writer.close()
+        if isinstance(self._interface, Crew):
+            self._signals.close()
+            self._signal_writer.close()
         self._loop.close()
 
     def _on_signals(self, events: int) -> None:
         for number in self._signals.recv(64):
-            if number == signal.SIGQUIT:
-                self._loop.stopped = True
-            elif number == signal.SIGTERM:
-                self._drain("asked to")
+            self._on_signal(number)
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGQUIT:
+            self._interface.stop()
+        elif number == signal.SIGTERM:
+            self._drain("asked to")
 
     # Once a second.
 
     def _tick(self) -> None:
         now = time.monotonic()
         self._server.tick(now, time.time())
-        crew, record, server = self._crew, self._record, self._server
-        # Alive is who turns its loop, unless requests wait and no thread has moved.
-        record[scoreboard.HEARTBEAT] = int((crew.progress if crew.waiting else now) * 1e9)
+        interface, record, server = self._interface, self._record, self._server
+        record[scoreboard.HEARTBEAT] = int(interface.alive(now) * 1e9)
         record[scoreboard.ACCEPTED] = server.accepted
         record[scoreboard.ACTIVE] = len(server.connections)
-        record[scoreboard.REQUESTS] = crew.answered
+        record[scoreboard.REQUESTS] = interface.answered
         record[scoreboard.REJECTED] = server.rejected
         record[scoreboard.ABORTED] = server.aborted
         paused, self._paused = self._paused, []
         for listener in paused:
             self._watch(listener)
+        if server.draining:
+            interface.dismiss()
         if now > self._deadline:
             log.error("not drained in time: connections are cut")
             os._exit(1)  # application threads may never return
@@ -224,6 +255,7 @@ class Worker:
         self._loop.unwatch(self._lifeline)
         self._deadline = time.monotonic() + self._config.graceful_timeout + 5.0  # the supervisor's own comes first, if it lives
         self._server.drain()
+        self._interface.dismiss()
         self._paused.clear()
         self._set_state(scoreboard.DRAINING)
         for listener in self._listeners:
@@ -249,10 +281,10 @@ class Worker:
     def _stop_when_idle(self) -> None:
         if self._flush is not None:
             self._flush()
-        if not self._server.connections:
-            self._loop.stopped = True
+        if not self._server.connections and self._interface.idle:
+            self._interface.stop()
 
 
-def load(spec: str | None) -> App:
+def load(spec: str | None) -> Callable[..., Any]:
     """The application, or the demo where none is named. Raises `importer.ApplicationError`."""
-    return demo.application if spec is None else cast(App, importer.load(spec))
+    return demo.application if spec is None else importer.load(spec)

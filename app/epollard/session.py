@@ -1,0 +1,325 @@
+"""One WebSocket of an ASGI application (ASGI 3, spec 2.5). What bytes mean is `websocket`'s; here is what to do about it."""
+
+import asyncio
+from collections import deque
+from functools import partial
+from typing import Final
+
+from . import log, response, websocket
+from .asgi import CLIENT_LEFT, App, Call, ClientDisconnected, Host, Message, resolve
+from .connection import HIGH, LOW, Connection
+from .request import Request
+from .scope import Scope
+from .websocket import BINARY, CLOSE, FAIL, PING, PONG, TEXT, Offer, Receiver, close_frame, frame
+
+QUEUE: Final = 64  # messages that wait for the application; more stay with the client
+CLOSE_SECONDS: Final = 2.0  # for the client's answer to our close frame
+# RFC 6455 7.4.1; 1012: IANA's registry
+NORMAL: Final = 1000
+NO_STATUS: Final = 1005
+ABNORMAL: Final = 1006
+INTERNAL_ERROR: Final = 1011
+SERVICE_RESTART: Final = 1012
+
+CONNECTING, OPEN, CLOSING, CLOSED = range(4)
+
+
+class Session:
+    """One call of the application for one WebSocket. The sink of its connection from the handshake on."""
+
+    __slots__ = (
+        "_denial",
+        "_greeted",
+        "_held",
+        "_messages",
+        "_offer",
+        "_over",
+        "_pinged",
+        "_receiver",
+        "_size",
+        "_state",
+        "_waiter",
+        "connection",
+        "ended",
+        "host",
+        "late",
+        "request",
+        "sent",
+        "started",
+        "task",
+    )
+
+    def __init__(self, host: Host, connection: Connection, request: Request, offer: Offer, max_size: int) -> None:
+        self.host = host
+        self.connection = connection
+        self.request = request
+        self.ended = False  # the application has returned
+        self.late = False  # its first step is over
+        self.sent = 0  # bytes of messages
+        self.started = 0.0  # time.perf_counter()
+        self.task: asyncio.Task[None] | None = None
+        self._offer = offer
+        self._receiver = Receiver(max_size, offer.deflate)
+        self._state = CONNECTING
+        self._greeted = False  # the application has had websocket.connect
+        self._denial: Call | None = None
+        self._messages: deque[Message] = deque()  # for the application
+        self._size = 0  # characters and bytes in them
+        self._held = False  # more has arrived than the application takes
+        self._over: tuple[int, str] | None = None  # how it ended: code and reason
+        self._pinged = False  # and nothing was heard since
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def run(self, app: App, scope: Scope) -> None:
+        """Call the application, and see to it that the client hears of the end."""
+        failed = False
+        try:
+            await app(scope, self.receive, self.send)
+        except BaseException as error:
+            failed = True
+            gone = self._state == CLOSED and isinstance(error, ClientDisconnected | asyncio.CancelledError)
+            if not gone:
+                log.exception(f"application failed on WebSocket {self.request.line.target} of {self.connection.name()}", error)
+        if self._denial is not None:
+            if not self._denial.done:
+                self._denial.give_up()
+        elif self._state == CONNECTING:
+            if not failed:
+                log.error(f"application returned without an answer on WebSocket {self.request.line.target}")
+            self._refuse(500)
+        elif self._state == OPEN:
+            self._close(INTERNAL_ERROR if failed else NORMAL, "")
+        self.ended = True
+        if self.late:
+            self.host.ended(self)
+
+    # What the application calls.
+
+    async def receive(self) -> Message:
+        """`websocket.connect`, then messages, then `websocket.disconnect`."""
+        if not self._greeted:
+            self._greeted = True
+            return {"type": "websocket.connect"}
+        while not self._messages:
+            if self._over is not None:
+                code, reason = self._over
+                return {"type": "websocket.disconnect", "code": code, "reason": reason}
+            waiter = self._waiter
+            if waiter is None or waiter.done():
+                waiter = self._waiter = asyncio.Future(loop=self.host.aio)
+                await waiter
+            else:
+                await asyncio.shield(waiter)  # of several that wait, one may be cancelled
+        message = self._messages.popleft()
+        if self._size:
+            self._size -= len(message.get("text") or message.get("bytes") or b"")
+            if self._held and self._size <= LOW and len(self._messages) < QUEUE // 2:
+                self._held = False
+                self.connection.release()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Raises `ClientDisconnected`; `ValueError`, `TypeError`, `RuntimeError` where the application is wrong."""
+        kind = message["type"]
+        if self._state == CLOSED or (self._state == CLOSING and kind == "websocket.send"):
+            raise ClientDisconnected("the WebSocket is closed")
+        if kind == "websocket.send":
+            if self._state != OPEN:
+                raise RuntimeError("websocket.send before websocket.accept")
+            text = message.get("text")
+            if text is not None:
+                self._send_message(TEXT, text.encode())
+            else:
+                content = message.get("bytes")
+                if not isinstance(content, bytes | bytearray | memoryview):
+                    raise TypeError("websocket.send has neither text nor bytes")
+                self._send_message(BINARY, bytes(content))
+            if self.connection.pending > HIGH:
+                await self._drained()
+        elif kind == "websocket.accept":
+            self._accept(message)
+        elif kind == "websocket.close":
+            if self._state == CONNECTING:
+                self._refuse(403)
+            elif self._state == OPEN:
+                self._close(message.get("code") or NORMAL, message.get("reason") or "")
+        elif kind.startswith("websocket.http.response."):
+            await self._deny(kind, message)
+        else:
+            raise RuntimeError(f"unknown: {kind!r}")
+
+    def _accept(self, message: Message) -> None:
+        if self._state != CONNECTING or self._denial is not None:
+            raise RuntimeError("websocket.accept after an answer")
+        subprotocol = message.get("subprotocol")
+        if subprotocol is not None and subprotocol not in self._offer.subprotocols:
+            raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
+        server = self.connection.server
+        head = websocket.accept_head(self._offer, subprotocol, message.get("headers") or (), server.date_end)
+        self._state = OPEN
+        self.connection.sink = None
+        self.connection.upgrade(head, self)
+        if self.connection.closed:
+            self._end(ABNORMAL, "")
+
+    def _send_message(self, opcode: int, content: bytes) -> None:
+        self.sent += len(content)
+        deflate = self._offer.deflate
+        connection = self.connection
+        if deflate is None:
+            connection.write(frame(opcode, content))
+        else:
+            connection.write(frame(opcode, deflate.compress(content), rsv1=True))
+        if connection.server.corked and not connection.closed:
+            connection.draw_cork()
+
+    async def _deny(self, kind: str, message: Message) -> None:
+        """Another answer than 101 (the extension "websocket.http.response")."""
+        if self._state != CONNECTING:
+            raise RuntimeError(f"{kind} after websocket.accept")
+        call = self._denial
+        if call is None:
+            call = self._denial = Call(self.host, self.connection, self.request)
+            call.started = self.started
+            call.late = True
+            self.connection.sink = call
+        await call.send({**message, "type": kind.removeprefix("websocket.")})
+        if call.done:
+            self._end(ABNORMAL, "")
+
+    # The sink of the connection.
+
+    def feed(self, content: bytes) -> None:
+        """See `connection.Sink`."""
+        self._pinged = False
+        connection = self.connection
+        for kind, payload in self._receiver.feed(content):
+            if kind == TEXT:
+                self._push({"type": "websocket.receive", "text": payload}, len(payload))
+            elif kind == BINARY:
+                self._push({"type": "websocket.receive", "bytes": payload}, len(payload))
+            elif kind == PING:
+                if self._state == OPEN and connection.pending <= HIGH:
+                    connection.write(frame(PONG, payload))
+            elif kind == CLOSE:
+                self._on_close(*payload)
+            elif kind == FAIL:
+                self._on_failure(*payload)
+        if self._state == CLOSING and not connection.closed:  # who talks on does not win time
+            connection.due = min(connection.due, connection.server.now + CLOSE_SECONDS)
+
+    def end(self) -> None:
+        """Never called: a WebSocket ends by its own frames."""
+
+    def abort(self) -> bool:
+        """See `connection.Sink`: the connection is closed."""
+        self._end(ABNORMAL, "")
+        return True
+
+    def on_end(self) -> None:
+        """See `connection.Listener`: the client left before it was accepted."""
+        self._end(ABNORMAL, "")
+        self.connection.close()
+
+    def on_deadline(self) -> None:
+        """See `connection.Stream`: silence. Ping; if there was silence after that, too, the client is gone."""
+        connection = self.connection
+        if self._state != OPEN:
+            connection.close()
+        elif self._pinged:
+            log.info(f"closed WebSocket of {connection.name()}: nothing was heard since a ping")
+            self._end(ABNORMAL, "no answer to a ping")
+            connection.write(close_frame(INTERNAL_ERROR, "no answer to a ping"))
+            connection.close()
+        else:
+            self._pinged = True
+            connection.due = connection.server.now + connection.server.ping_timeout
+            connection.write(frame(PING, b""))
+
+    def _push(self, message: Message, size: int) -> None:
+        if self._state != OPEN:
+            return
+        self._messages.append(message)
+        self._size += size
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        elif (self._size > HIGH or len(self._messages) >= QUEUE) and not self._held:
+            self._held = True
+            self.connection.hold()
+
+    def _on_close(self, code: int, reason: str) -> None:
+        if self._state == OPEN:
+            self.connection.write(close_frame(None if code == NO_STATUS else code, ""))
+        self._end(code, reason)
+        self._leave()
+
+    def _on_failure(self, code: int, reason: str) -> None:
+        log.info(f"rejected WebSocket of {self.connection.name()}: {code} {reason}")
+        self.connection.server.rejected += 1
+        if self._state == OPEN:
+            self.connection.write(close_frame(code, reason))
+        self._end(code, reason)
+        self.connection.start = -1  # it may have said more: linger
+        self._leave()
+
+    # The end.
+
+    def dismiss(self) -> None:
+        """The server is going (code 1012), and the client should come back."""
+        if self._state == OPEN:
+            self._close(SERVICE_RESTART, "service restart")
+
+    def _close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake."""
+        last = close_frame(code, reason)  # raises `ValueError`
+        self._state = CLOSING
+        connection = self.connection
+        connection.write(last)
+        self._messages.clear()
+        self._size = 0
+        if self._held:
+            self._held = False
+            connection.release()
+        if not connection.closed:
+            connection.due = connection.server.now + CLOSE_SECONDS
+        self._over = self._over or (code, reason)
+        self._wake()
+
+    def _end(self, code: int, reason: str) -> None:
+        if self._state != CLOSED:
+            if self._denial is None:  # which is counted by itself
+                status = CLIENT_LEFT if self._state == CONNECTING else 101
+                self.host.finished(self.connection, self.request, status, self.sent, self.started)
+            self._state = CLOSED
+        self._over = self._over or (code, reason)
+        self._wake()
+
+    def _leave(self) -> None:
+        """Close the connection behind what waits to be sent."""
+        connection = self.connection
+        connection.sink = None
+        connection.closing = True
+        connection.finish()
+
+    def _refuse(self, status: int) -> None:
+        """No WebSocket, in HTTP."""
+        connection = self.connection
+        self._state = CLOSED
+        self._over = (ABNORMAL, "")
+        self._wake()
+        if connection.closed:
+            return
+        self.host.finished(connection, self.request, status, 0, self.started)
+        connection.write(response.refusal(status, connection.server.date), True)
+        self._leave()
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            resolve(self._waiter)
+
+    async def _drained(self) -> None:
+        """Wait while too much waits for the client already."""
+        drained: asyncio.Future[None] = asyncio.Future(loop=self.host.aio)
+        self.connection.call_when_drained(partial(resolve, drained))
+        await drained
