@@ -60,7 +60,9 @@ def process(of, slot=0, pid=PID):
     record = of._scoreboard.claim()
     record[STATE] = READY
     record[HEARTBEAT] = int(of._now * 1e9)
-    found = Process(pid, of._slots[slot], of._generation, record, -1, of._now)
+    channel = socket.socket()
+    channel.close()
+    found = Process(pid, of._slots[slot], of._generation, record, -1, channel, of._now)
     found.ready_since = of._now
     of._processes[pid] = found
     of._slots[slot].processes.append(found)
@@ -254,7 +256,7 @@ def test_a_reload_ends_a_series_of_early_deaths(started, clock):
     for _ in range(5):
         of._failed(of._slots[0])
     assert of._slots[0].next_attempt > of._now
-    of._reload()
+    of.reload("test")
     assert of._slots[0].failures == 0
     assert of._slots[0].next_attempt <= of._now
 
@@ -309,6 +311,9 @@ def test_a_listener_that_cannot_be_had_is_no_worker_more(started, clock, sent, c
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             joined.append(socket.socket())
             return joined[0]
+
+        def leave(self, listener):
+            listener.close()
 
     of._groups = [Group(), Group()]
     of._workers = 2

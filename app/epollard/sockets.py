@@ -36,6 +36,7 @@ class TcpGroup:
         self._only_v6 = only_v6
         self._backlog = backlog
         self._option = _TCP_OPTIONS[tcp]
+        self.members: list[socket.socket] = []  # our listeners, in the kernel's order
 
     @property
     def url(self) -> str:
@@ -57,7 +58,18 @@ class TcpGroup:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER)
         listener.listen(self._backlog)
         self.address = listener.getsockname()
+        self.members.append(listener)  # by `listen`, not by `bind`
         return listener
+
+    def leave(self, listener: socket.socket) -> None:
+        """Take a listener out of the group and close it, whoever else holds it open. What waits in it is turned away."""
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RD)
+        listener.close()
+        # As reuseport_detach_sock of the kernel does it: the last one moves into the hole.
+        hole = self.members.index(listener)
+        self.members[hole] = self.members[-1]
+        self.members.pop()
 
     def close(self) -> None:
         """Nothing to do: who joined holds all there is."""
@@ -119,6 +131,10 @@ class UnixGroup:
             self._file = _identity(self._path)
             self._listener.listen(self._backlog)
         return self._listener.dup()
+
+    def leave(self, listener: socket.socket) -> None:
+        """Close a duplicate."""
+        listener.close()
 
     def close(self) -> None:
         """Close the one listener. Its duplicates, and the file, are still there."""

@@ -15,9 +15,12 @@ import time
 from typing import Final
 
 from . import cgroup, log, sockets
+from .balance import Balance
 from .config import MAX_WORKERS, Config
 from .loop import IN, Loop
 from .scoreboard import ABORTED, ACTIVE, DRAINING, FREE, GENERATION, HEARTBEAT, PID, READY, REQUESTS, SLOT, STATE, Scoreboard
+from .slots import Process, Slot
+from .steering import waiting
 from .worker import EXIT_LOAD, Worker
 
 # Seconds after a worker became ready. Who dies sooner does so by habit, not by accident, and is replaced ever more slowly.
@@ -38,6 +41,9 @@ DUMP_SPACING: Final = 0.1
 LEAST_SILENCE: Final = 2.0
 # If we ourselves were not on for so many seconds (SIGSTOP, `docker pause`), the workers' silence is not their fault.
 PAUSE: Final = 3.0
+# Seconds between the last connection that is steered to a slot and its end. Handshakes under way are over by then: who has said
+# nothing is kept from us for a second (sockets.DEFER), and a packet that was lost is sent again after one.
+HANDSHAKE: Final = 1.25
 # Bytes of a worker's report that are kept: the end of a traceback says most.
 REPORT_LIMIT: Final = 65536
 # Records: each slot may have a worker, its replacement, and some that drain. Pages never touched cost nothing.
@@ -60,42 +66,6 @@ _SIGNALS: Final = (
 )
 
 
-class Slot:
-    """A place for a worker. Owns its listeners, which outlive every worker."""
-
-    def __init__(self, index: int, listeners: list[socket.socket]) -> None:
-        self.index = index
-        self.listeners = listeners
-        self.processes: list[Process] = []  # the worker; its replacement; those that drain
-        self.failures = 0  # early deaths in a row
-        self.next_attempt = 0.0
-
-
-class Process:
-    """A worker process, as it is seen from here."""
-
-    def __init__(self, pid: int, slot: Slot, generation: int, record: memoryview, report: int, started: float) -> None:
-        self.pid = pid
-        self.slot = slot
-        self.generation = generation
-        self.record = record
-        self.report = report  # a pipe, -1 once it is closed
-        self.told = b""  # what came through it
-        self.started = started
-        self.ready_since = math.inf
-        self.leaving = False  # it was asked to go
-        self.deadline = math.inf  # for that
-        self.doom = ""  # why we kill it
-        self.kill_at = math.inf
-
-    def __str__(self) -> str:
-        return f"worker {self.slot.index} (pid {self.pid})"
-
-    @property
-    def ready(self) -> bool:
-        return self.ready_since < math.inf
-
-
 class Supervisor:
     """Serve as `config` says: `run` is all there is to it."""
 
@@ -112,10 +82,12 @@ class Supervisor:
         self._stopping = NO
         # The fact.
         self._slots: list[Slot] = []
+        self._fading: list[Slot] = []  # of too many workers
         self._processes: dict[int, Process] = {}
         self._proven = 0  # the last generation of which a worker has been ready
         # What is to be remembered.
         self._groups: list[sockets.Group] = []
+        self._balance = Balance(self._loop, (), False)
         self._generations = 1
         self._announced = (0, 0)
         self._status = EXIT_STOPPED
@@ -139,6 +111,7 @@ class Supervisor:
             log.error(str(error))
             return EXIT_FAILED
         self._slots = [Slot(index, own) for index, own in enumerate(listeners)]
+        self._balance = Balance(self._loop, self._groups, config.steer == "on")
         for group in self._groups:
             log.info(f"listening on {group.url}")
         while True:
@@ -183,29 +156,40 @@ class Supervisor:
             elif self._stopping:
                 continue
             elif number == signal.SIGHUP:
-                self._reload()
+                self.reload("SIGHUP")
             elif number == signal.SIGTTIN:
-                self._workers = min(self._workers + 1, MAX_WORKERS)
-                log.info(f"SIGTTIN: {self._workers} workers wanted")
+                self.scale(self._workers + 1, "SIGTTIN")
             elif number == signal.SIGTTOU:
-                self._workers = max(self._workers - 1, 1)
-                log.info(f"SIGTTOU: {self._workers} workers wanted")
+                self.scale(self._workers - 1, "SIGTTOU")
             elif number == signal.SIGUSR1:
                 log.info("SIGUSR1: the supervisor's stack stands above, those of its workers follow")
                 self._dumps += self._processes.values()
             elif number == signal.SIGUSR2:
                 log.warning("SIGUSR2: this version cannot hand over to another; ignored")
 
-    def _reload(self) -> None:
+    # The wish, for signals and commands alike; `why` is theirs. Each of them may be called at any time.
+
+    def scale(self, workers: int, why: str) -> None:
+        """Want so many workers; at least one."""
+        self._workers = min(max(workers, 1), MAX_WORKERS)
+        log.info(f"{why}: {self._workers} workers wanted")
+
+    def reload(self, why: str) -> None:
+        """Want all workers replaced by ones that import the application anew."""
         if not self._proven:
-            log.warning("SIGHUP: no worker has been ready yet; ignored")
+            log.warning(f"{why}: no worker has been ready yet; ignored")
             return
         self._generations += 1
         self._generation = self._generations
         for slot in self._slots:
             slot.failures = 0  # of the old code
             slot.next_attempt = 0.0
-        log.info(f"SIGHUP: replacing all workers by generation {self._generation}")
+        log.info(f"{why}: replacing all workers by generation {self._generation}")
+
+    def drain(self, why: str) -> None:
+        """Want everything to end, once what has begun is finished."""
+        if not self._stopping:
+            self._stop(GRACEFUL, f"{why}: ")
 
     def _stop(self, level: int, why: str) -> None:
         if level == GRACEFUL:
@@ -214,7 +198,8 @@ class Supervisor:
             log.info(f"{why}stopping at once")
         self._stopping = level
         # First our copies, then the workers': whoever closes last must have emptied the queue.
-        sockets.close(self._groups, [slot.listeners for slot in self._slots])
+        self._balance.disarm()
+        sockets.close(self._groups, [slot.listeners for slot in (*self._slots, *self._fading)])
         for process in self._processes.values():
             self._retire(process)
 
@@ -234,11 +219,15 @@ class Supervisor:
         if self._stopping:
             return None
         self._resize()
+        self._fade()
         for slot in self._slots:
             if not self._stopping and self._lacks(slot):
                 worker = self._start(slot)
                 if worker is not None:
                     return worker
+        if self._due(self._balance.next_look):
+            self._balance.look(now, self._slots, self._fading)
+            self._due(self._balance.next_look)
         self._announce()
         return None
 
@@ -252,20 +241,45 @@ class Supervisor:
     def _resize(self) -> None:
         while len(self._slots) > self._workers:
             slot = self._slots.pop()
-            sockets.close((), [slot.listeners])
-            for process in slot.processes:
-                self._retire(process)
+            slot.fades_at = self._now + (HANDSHAKE if self._balance.steering.groups else 0)
+            self._fading.append(slot)
+            self._balance.soon()
         while len(self._slots) < self._workers:
+            if self._fading and self._now < self._fading[-1].fades_at:
+                self._slots.append(self._fading.pop())
+                self._balance.soon()
+                continue
             listeners: list[socket.socket] = []
             try:
                 for group in self._groups:
                     listeners.append(group.join())
             except OSError as error:
-                sockets.close((), [listeners])
+                self._leave(listeners)
                 self._workers = len(self._slots)
                 log.error(f"no worker more: another listener cannot be had: {error.strerror}")
                 return
             self._slots.append(Slot(len(self._slots), listeners))
+            self._balance.disarm()
+
+    def _fade(self) -> None:
+        """Close the listeners of slots that are too many, when nobody waits in their queues any more."""
+        for slot in tuple(self._fading):
+            if not self._due(slot.fades_at):
+                continue
+            # Where nothing is steered our copies go first, as when we stop: the worker's look at the queue is the last one.
+            late = not self._balance.steering.groups or self._now > slot.fades_at + self._config.graceful_timeout
+            if late or not any(map(waiting, slot.listeners)):
+                self._fading.remove(slot)
+                self._balance.disarm()
+                self._leave(slot.listeners)
+            for process in slot.processes:
+                if not process.leaving:
+                    self._retire(process)
+
+    def _leave(self, listeners: list[socket.socket]) -> None:
+        for group, listener in zip(self._groups, listeners, strict=False):
+            group.leave(listener)
+        self._balance.soon()
 
     def _lacks(self, slot: Slot) -> bool:
         """Whether a worker is to be started for `slot` now. Retires those that have been replaced."""
@@ -313,25 +327,31 @@ class Supervisor:
             report, writer = os.pipe()
             undo.callback(os.close, report)
             undo.callback(os.close, writer)
+            channel, its_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(channel.close)
+            undo.callback(its_channel.close)
             # Until the child has its own handlers, a signal to it would be written to the wakeup socket, which is ours as well.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
                 pid = os.fork()
                 undo.pop_all()
                 if not pid:
-                    return self._become_worker(slot, record, report, writer)
+                    channel.close()
+                    return self._become_worker(slot, record, report, writer, its_channel)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(writer)
         os.set_blocking(report, False)
-        process = Process(pid, slot, self._generation, record, report, self._now)
+        its_channel.close()
+        channel.setblocking(False)
+        process = Process(pid, slot, self._generation, record, report, channel, self._now)
         self._loop.watch(report, IN, lambda events: self._on_report(process))
         self._processes[pid] = process
         slot.processes.append(process)
         log.debug(f"{process} started, generation {process.generation}")
         return None
 
-    def _become_worker(self, slot: Slot, record: memoryview, report: int, writer: int) -> Worker:
+    def _become_worker(self, slot: Slot, record: memoryview, report: int, writer: int, channel: socket.socket) -> Worker:
         """In the child: let go of all that is the supervisor's."""
         signal.set_wakeup_fd(-1)
         # The other signals go on doing nothing here. Not SIG_IGN, which the programs that an application runs would inherit.
@@ -344,12 +364,14 @@ class Supervisor:
         for fd in (report, *(process.report for process in self._processes.values())):
             if fd >= 0:
                 os.close(fd)
-        sockets.close(self._groups, [other.listeners for other in self._slots if other is not slot])
+        for process in self._processes.values():
+            process.channel.close()
+        sockets.close(self._groups, [other.listeners for other in (*self._slots, *self._fading) if other is not slot])
         record[PID] = os.getpid()
         os.environ["EPOLLARD_WORKER_ID"] = str(slot.index)
         os.environ["EPOLLARD_GENERATION"] = str(self._generation)
         log.configure(self._config.log_level, f"worker {slot.index}")
-        return Worker(self._config, slot.listeners, record, self._lifeline, self._bell, writer)
+        return Worker(self._config, slot.listeners, record, self._lifeline, self._bell, writer, channel)
 
     def _on_report(self, process: Process) -> None:
         """Take what there is of a report; close the pipe at its end."""
@@ -374,10 +396,12 @@ class Supervisor:
         if not process.ready and state >= READY:
             process.ready_since = self._now
             self._proven = max(self._proven, process.generation)
+            self._balance.soon()
             (log.info if self._announced[0] else log.debug)(f"{process} is ready")
         if state == DRAINING and not process.leaving:  # somebody has asked it behind our back
             process.leaving = True
             process.deadline = self._now + config.graceful_timeout
+            self._balance.soon()
         if process.doom:
             if self._due(process.kill_at):
                 os.kill(process.pid, signal.SIGKILL)
@@ -416,6 +440,7 @@ class Supervisor:
         """Ask it to go: to drain or, where the server stops quickly, to drop everything."""
         quick = self._stopping == QUICK
         process.leaving = True
+        self._balance.soon()
         process.deadline = min(process.deadline, self._now + (QUICK_GRACE if quick else self._config.graceful_timeout))
         # Before it is ready it has nothing to lose, and QUIT would leave a core file.
         os.kill(process.pid, signal.SIGQUIT if quick and process.ready else signal.SIGTERM)
@@ -440,6 +465,11 @@ class Supervisor:
         """Say why it died, and draw the consequence."""
         slot, record = process.slot, process.record
         slot.processes.remove(process)
+        process.channel.close()
+        for other in (*self._slots, *self._fading):
+            if other.rescuer is process:
+                other.rescuer = None
+        self._balance.soon()
         if process.report >= 0:
             self._on_report(process)
             self._close_report(process)  # a child of its own may still hold the other end

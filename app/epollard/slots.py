@@ -1,0 +1,96 @@
+"""What the supervisor knows of its workers: the slots and their processes. Decides nothing."""
+
+import math
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from .scoreboard import ACCEPTED, ACTIVE, HEARTBEAT
+from .steering import waiting
+
+# Seconds that a queue may stand still before its worker counts as stuck. The worker may be computing, or stopped, or the
+# machine too small: whatever it is, others can take these connections sooner.
+STUCK_AFTER: Final = 0.2
+
+
+class Slot:
+    """A place for a worker. Owns its listeners, which outlive every worker."""
+
+    def __init__(self, index: int, listeners: list[socket.socket]) -> None:
+        self.index = index
+        self.listeners = listeners
+        self.processes: list[Process] = []  # the worker; its replacement; those that drain
+        self.failures = 0  # early deaths in a row
+        self.next_attempt = 0.0
+        self.fades_at = math.inf  # when its worker is asked to go, because there are too many
+        # As `look` found it.
+        self.waiting = 0  # connections in its queues
+        self.accepted = 0  # by its processes
+        self.moved = 0.0  # when its queues were last empty or moving
+        self.stuck_at = math.inf  # since when they have not been
+        self.rescuer: Process | None = None  # of another slot, who serves these listeners meanwhile
+
+    @property
+    def serving(self) -> "Sequence[Process]":
+        """Those that take connections."""
+        return [process for process in self.processes if process.ready and not process.leaving]
+
+    @property
+    def stuck(self) -> bool:
+        return self.stuck_at < math.inf
+
+    @property
+    def willing(self) -> bool:
+        """Whether new connections are welcome."""
+        return not self.stuck and any(process.ready and not process.leaving for process in self.processes)
+
+    @property
+    def load(self) -> int:
+        """Connections that are open or wait."""
+        return self.waiting + sum(process.record[ACTIVE] for process in self.processes if not process.leaving)
+
+    def look(self, now: float, rested: bool) -> int:
+        """Look at the queues; return how many connections came since the last time. If `rested`, so had everybody."""
+        queued = sum(map(waiting, self.listeners))
+        accepted = sum(process.record[ACCEPTED] for process in self.processes)
+        came = accepted - self.accepted + queued - self.waiting
+        moves = accepted != self.accepted
+        self.waiting, self.accepted = queued, accepted
+        if not queued or moves or rested:
+            self.moved = now
+        if self.stuck:
+            # Others may have emptied its queue: it is well when it takes something, or turns its loop.
+            if moves or any(process.record[HEARTBEAT] > self.stuck_at * 1e9 for process in self.serving):
+                self.stuck_at = math.inf
+                self.moved = now
+        elif now - self.moved >= STUCK_AFTER and self.serving:
+            self.stuck_at = now
+        return max(came, 0)
+
+
+class Process:
+    """A worker process, as it is seen from here."""
+
+    def __init__(
+        self, pid: int, slot: Slot, generation: int, record: memoryview, report: int, channel: socket.socket, started: float
+    ) -> None:
+        self.pid = pid
+        self.slot = slot
+        self.generation = generation
+        self.record = record
+        self.report = report  # a pipe, -1 once it is closed
+        self.told = b""  # what came through it
+        self.channel = channel  # hands it others' listeners
+        self.started = started
+        self.ready_since = math.inf
+        self.leaving = False  # it was asked to go
+        self.deadline = math.inf  # for that
+        self.doom = ""  # why we kill it
+        self.kill_at = math.inf
+
+    def __str__(self) -> str:
+        return f"worker {self.slot.index} (pid {self.pid})"
+
+    @property
+    def ready(self) -> bool:
+        return self.ready_since < math.inf
