@@ -1,4 +1,7 @@
-"""A worker: one process, one loop, one application. Hears the supervisor by signals alone; its say is a row of the scoreboard.
+"""A worker: one process, one loop, one application. Hears the supervisor by signals, its say is a row of the scoreboard.
+
+Through a channel it is lent the listeners of siblings that cannot serve them: a slot's number comes with descriptors, and
+without them when they are to be given back.
 
 Its states: starting (the application is being imported), ready, draining (no new connections; what runs may finish), gone.
 """
@@ -32,6 +35,8 @@ EXIT_LOAD: Final = 3  # the application could not be loaded
 # Seconds that a thread may keep the interpreter to itself while others want it. The default of 5 ms is what quick requests
 # would wait for beside a slow one that computes: 20,000 requests a second with it, 38,000 with this, the slow one 7 % slower.
 SWITCH_INTERVAL: Final = 0.001
+SLOT_BYTES: Final = 8  # of a slot's number, which is what comes through the channel
+MOST_FDS: Final = 253  # SCM_MAX_FD, unix(7)
 UNIX_LOCAL: Final = ("localhost", "80")  # SERVER_NAME and SERVER_PORT, which may not be empty (PEP 3333)
 REPORT_BYTES: Final = 60_000  # of a traceback; fits a pipe's buffer (pipe(7)), so that nobody has to read for us to go on
 # What the supervisor or we gave a handler.
@@ -56,6 +61,7 @@ class Worker:
         lifeline: int,
         bell: int,
         report: int,
+        channel: socket.socket,
     ) -> None:
         self._config = config
         self._listeners = list(listeners)
@@ -63,6 +69,8 @@ class Worker:
         self._lifeline = lifeline
         self._bell = bell
         self._report = report
+        self._channel = channel
+        self._foreign: dict[bytes, list[socket.socket]] = {}  # by the number of their slot
         self._paused: list[socket.socket] = []  # listeners that wait for a free descriptor
         self._deadline = float("inf")
 
@@ -131,6 +139,7 @@ class Worker:
         for listener in self._listeners:
             self._watch(listener)
         loop.watch(self._lifeline, IN, lambda events: self._drain("the supervisor is gone"))
+        loop.watch(self._channel.fileno(), IN, self._on_channel)
         self._watch_signals()
         os.register_at_fork(after_in_child=self._disown)
         # What the application's import made will live as long as the worker: no collection need look at it again.
@@ -173,6 +182,10 @@ class Worker:
             connection.sock.close()
         for listener in self._listeners:
             listener.close()
+        for borrowed in self._foreign.values():
+            for listener in borrowed:
+                listener.close()
+        self._channel.close()
         if isinstance(self._interface, Crew):
             self._signals.close()
             self._signal_writer.close()
@@ -225,17 +238,21 @@ class Worker:
 
     def _on_listener(self, listener: socket.SocketType, family: int, local: tuple[str, str], events: int) -> None:
         accept = listener._accept  # type: ignore[attr-defined]
+        server, record = self._server, self._record
+        record[scoreboard.ACCEPTED] = server.accepted  # whose queue stands still while this does counts as stuck
         for _ in range(ACCEPTS):
             try:
                 fd, peer = accept()
             except BlockingIOError:
+                record[scoreboard.ACCEPTED] = server.accepted
+                record[scoreboard.ACTIVE] = len(server.connections)  # new connections are steered by it
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._pause(listener, error)
                     return
                 continue  # the client left while it waited: accept(2), "Error handling"
-            self._server.accept(socket.SocketType(family, socket.SOCK_STREAM, 0, fd), peer, local)
+            server.accept(socket.SocketType(family, socket.SOCK_STREAM, 0, fd), peer, local)
 
     def _pause(self, listener: socket.SocketType, error: OSError) -> None:
         """No descriptor is free: connections wait in the queue for a second, instead of waking us in vain."""
@@ -243,6 +260,31 @@ class Worker:
         log.warning(f"cannot accept ({error.strerror}; limit {limit}, {count} connections): waiting a second")
         self._loop.unwatch(listener.fileno())
         self._paused.append(cast(socket.socket, listener))
+
+    # Listeners of a sibling that cannot serve them: borrowed from the supervisor.
+
+    def _on_channel(self, events: int) -> None:
+        message, descriptors, _, _ = socket.recv_fds(self._channel, SLOT_BYTES, MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+        if not message:  # the supervisor is gone, as the lifeline will say
+            self._loop.unwatch(self._channel.fileno())
+            return
+        self._give_back(message)
+        borrowed = [socket.socket(fileno=fd) for fd in descriptors]
+        for listener in borrowed:
+            listener.setblocking(False)
+            if self._server.draining:
+                listener.close()
+            else:
+                self._watch(listener)
+                self._foreign.setdefault(message, []).append(listener)
+
+    def _give_back(self, slot: bytes) -> None:
+        for listener in self._foreign.pop(slot, ()):
+            if listener in self._paused:
+                self._paused.remove(listener)
+            else:
+                self._loop.unwatch(listener.fileno())  # first: others hold it open, and epoll would go on telling of it
+            listener.close()
 
     # The end.
 
@@ -256,11 +298,14 @@ class Worker:
         self._deadline = time.monotonic() + self._config.graceful_timeout + 5.0  # the supervisor's own comes first, if it lives
         self._server.drain()
         self._interface.dismiss()
-        self._paused.clear()
+        for borrowed in self._foreign.values():
+            self._listeners += borrowed
+        self._foreign.clear()
         self._set_state(scoreboard.DRAINING)
         for listener in self._listeners:
             if listener not in self._paused:
                 self._loop.unwatch(listener.fileno())
+        self._paused.clear()
         self._loop.post(self._empty_queues)
 
     def _empty_queues(self) -> None:
