@@ -38,6 +38,19 @@ PEERS: dict[str, Command] = {
     "waitress": lambda bin, port, app: [f"{bin}/waitress-serve", f"--listen=127.0.0.1:{port}", f"hello:{app}"],
 }
 
+# The same for ASGI applications.
+ASGI_PEERS: dict[str, Command] = {
+    "uvicorn": lambda bin, port, app: [
+        *(f"{bin}/uvicorn", "--loop", "uvloop", "--http", "httptools", "--ws", "websockets", "--no-access-log"),
+        *("--log-level", "warning", "--host", "127.0.0.1", "--port", str(port), app),
+    ],
+    "granian": lambda bin, port, app: [
+        *(f"{bin}/granian", "--interface", "asgi", "--http", "1", "--workers", "1", "--no-access-log"),
+        *("--log-level", "warning", "--host", "127.0.0.1", "--port", str(port), app),
+    ],
+    "hypercorn": lambda bin, port, app: [f"{bin}/hypercorn", "--workers", "1", "--bind", f"127.0.0.1:{port}", app],
+}
+
 
 def environment(python: str, directory: Path | None) -> Path:
     """The virtual environment of the peers for this interpreter, made the first time. Returns its bin directory."""
@@ -66,16 +79,21 @@ def versions(bin: Path) -> dict[str, str]:
     about = "from importlib.metadata import distributions\nfor d in distributions(): print(d.name.lower(), d.version)"
     listed = subprocess.run([str(bin / "python"), "-c", about], capture_output=True, text=True, check=True).stdout
     found = dict(line.split() for line in listed.splitlines())
-    return {name: found[name] for name in PEERS if name in found}
+    return {name: found[name] for name in PEERS | ASGI_PEERS if name in found}
 
 
 def server(name: str, bin: Path, app: str, options: Sequence[str] = ()) -> measure.Server:
-    """One of epollard and `PEERS`, serving an application of hello.py; `options` are added to its command line."""
+    """One of epollard and its peers, serving an application; `options` are added to its command line.
+
+    `app` is an attribute of hello.py, for WSGI servers, or MODULE:ATTRIBUTE for ASGI servers.
+    """
     port = measure.free_port()
     if name == "epollard":
-        return measure.epollard(str(bin / "python"), port, f"hello:{app}", *options, app_directory=HERE)
+        spec = app if ":" in app else f"hello:{app}"
+        return measure.epollard(str(bin / "python"), port, spec, *options, app_directory=HERE)
     # The environment is activated for those that look for their packages through the PATH (uWSGI embeds the interpreter).
     env = {"PYTHONPATH": str(HERE), "VIRTUAL_ENV": str(bin.parent), "PATH": f"{bin}:/usr/local/bin:/usr/bin:/bin"}
     if name == "uwsgi":
         env["UWSGI_VIRTUALENV"] = str(bin.parent)
-    return measure.Server([*PEERS[name](bin, port, app), *options], port, env=env, cwd=HERE)
+    command = ASGI_PEERS[name] if ":" in app else PEERS[name]
+    return measure.Server([*command(bin, port, app), *options], port, env=env, cwd=HERE)

@@ -13,14 +13,16 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import measure  # noqa: E402 - it lies one directory above
-from peers.commands import PEERS, environment, server, versions  # noqa: E402
+from peers.commands import ASGI_PEERS, PEERS, environment, server, versions  # noqa: E402
 
-# The application's name in hello.py and the script that makes the requests.
+# The application (in hello.py, of WSGI; MODULE:NAME is of ASGI) and the script that makes the requests.
 CASES: dict[str, tuple[str, Path]] = {
     "hello": ("app", HERE.parent / "report.lua"),
     "unique": ("app", HERE / "unique.lua"),
     "pipelined": ("app", HERE / "pipelined.lua"),
     "10k": ("large", HERE.parent / "report.lua"),
+    "asgi": ("asgi:app", HERE.parent / "report.lua"),
+    "fastapi": ("asgi:fast", HERE.parent / "report.lua"),
 }
 
 
@@ -32,8 +34,8 @@ def order(item: tuple[str, dict[str, float]]) -> tuple[bool, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ", ".join(["epollard", *PEERS])
-    parser.add_argument("--peers", default="epollard,bjoern,granian,uwsgi,gunicorn", help=f"some of {names}; or: all")
+    names = ", ".join(["epollard", *(PEERS | ASGI_PEERS)])
+    parser.add_argument("--peers", default="epollard,bjoern,granian,uwsgi,gunicorn,uvicorn", help=f"some of {names}; or: all")
     parser.add_argument("--case", action="append", choices=CASES, help="repeatable; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of load in each round")
@@ -46,8 +48,9 @@ def main() -> int:
 
     bin = environment(arguments.python, arguments.venv)
     installed = versions(bin)
-    wanted = ["epollard", *PEERS] if arguments.peers == "all" else arguments.peers.split(",")
-    if unknown := [name for name in wanted if name != "epollard" and name not in PEERS]:
+    known = PEERS | ASGI_PEERS
+    wanted = ["epollard", *known] if arguments.peers == "all" else arguments.peers.split(",")
+    if unknown := [name for name in wanted if name != "epollard" and name not in known]:
         parser.error(f"no such peer: {', '.join(unknown)}; there are {names}")
     peers = [name for name in wanted if name == "epollard" or name in installed]
     for name in wanted:
@@ -61,10 +64,12 @@ def main() -> int:
 
     for case in arguments.case or list(CASES):
         app, script = CASES[case]
-        loads: dict[str, list[measure.Load]] = {name: [] for name in peers}
+        able = ASGI_PEERS if ":" in app else PEERS
+        fit = [name for name in peers if name == "epollard" or name in able]
+        loads: dict[str, list[measure.Load]] = {name: [] for name in fit}
         for turn in range(arguments.rounds):
             # Every other round backwards: who is measured after whom must not matter.
-            for name in peers if turn % 2 == 0 else peers[::-1]:
+            for name in fit if turn % 2 == 0 else fit[::-1]:
                 try:
                     with server(name, bin, app, arguments.option if name == "epollard" else ()) as started:
                         measure.wrk(started, 1, connections=arguments.connections, script=script)  # caches and allocators warm
@@ -72,7 +77,7 @@ def main() -> int:
                         loads[name].append(load)
                 except RuntimeError as problem:
                     print(f"{name}, {case}: {problem}", file=sys.stderr)
-        medians = {name: measure.median_load(loads[name]) for name in peers if loads[name]}
+        medians = {name: measure.median_load(loads[name]) for name in fit if loads[name]}
         result["cases"][case] = medians  # type: ignore[index]
         print(f"\n{case}: {arguments.connections} connections, {arguments.rounds} rounds of {arguments.seconds} s, median\n")
         headings = ["server", "CPU us/request", "lowest", "highest", "requests/s", "busy %", "p50 ms", "p99 ms", "errors"]

@@ -1,0 +1,30 @@
+"""The applications that every ASGI server serves: one by hand, and one of FastAPI where that is installed."""
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+_HELLO = b"Hello, world!"
+_HELLO_HEADERS = ((b"content-type", b"text/plain"), (b"content-length", b"13"))
+
+
+async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+    """13 bytes."""
+    if scope["type"] == "lifespan":
+        for event in "startup", "shutdown":
+            await receive()
+            await send({"type": f"lifespan.{event}.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": list(_HELLO_HEADERS)})
+    await send({"type": "http.response.body", "body": _HELLO})
+
+
+with contextlib.suppress(ImportError):
+    from fastapi import FastAPI
+
+    fast = FastAPI()
+
+    @fast.get("/")
+    async def hello() -> dict[str, str]:
+        """JSON of two words."""
+        return {"hello": "world"}
