@@ -33,7 +33,8 @@ def started(clock, monkeypatch):
     made = []
 
     def started(*words):
-        found = Supervisor(config.load(config.parse_arguments(words).given, {}).config)
+        settings = config.load(config.parse_arguments(words).given, {}).config
+        found = Supervisor(settings, lambda: settings)
         found._slots = [Slot(index, []) for index in range(found._workers)]
         made.append(found)
         return found

@@ -5,7 +5,8 @@ Exit status: 0 stopped as asked; 2 bad configuration; 3 the application could no
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from . import __version__, config, importer, log
 
@@ -30,9 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.action == "--print-config":
         print(config.show(loaded), end="")
         return 0
+    start = os.getcwd()
     os.chdir(loaded.config.chdir)
     log.configure(loaded.config.log_level, "supervisor")
-    return _check(loaded.config.app) if arguments.action == "--check" else _serve(loaded.config)
+    if arguments.action == "--check":
+        return _check(loaded.config.app)
+    return _serve(loaded.config, partial(_reread, arguments, start))
 
 
 def _check(app: str | None) -> int:
@@ -46,9 +50,21 @@ def _check(app: str | None) -> int:
     return 0
 
 
-def _serve(settings: config.Config) -> int:
+def _reread(arguments: config.Arguments, start: str) -> config.Config:
+    """The configuration as it is now: the file is looked for where it was at the start. `ConfigError`."""
+    here = os.getcwd()
+    try:
+        os.chdir(start)
+        return config.load(arguments.given, os.environ).config
+    except OSError as error:
+        raise config.ConfigError(f"{start!r} cannot be entered again: {error.strerror}") from None
+    finally:
+        os.chdir(here)
+
+
+def _serve(settings: config.Config, reread: Callable[[], config.Config]) -> int:
     from .supervisor import Supervisor  # here, so that --help need not wait for what it does not use
 
     # The supervisor forks inside: this returns once with the exit status, and once in each child with its worker.
-    result = Supervisor(settings).run()
+    result = Supervisor(settings, reread).run()
     return result if isinstance(result, int) else result.run()

@@ -72,6 +72,11 @@ def _word(*words: str) -> Kind:
     return Kind("|".join(words), f"{', '.join(words[:-1])} or {words[-1]}", parse)
 
 
+def _or_off(kind: Kind) -> Kind:
+    """`off` is 0, which the kind itself does not allow."""
+    return Kind(f"{kind.metavar}|off", f"{kind.expects}, or off", lambda text: 0 if text in ("off", "0") else kind.parse(text))
+
+
 _UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30}  # as powers of two
 _SIZE: Final = re.compile(r"([0-9]{1,12}) ?(?:([kmg])(?:ib)?)?", re.ASCII | re.IGNORECASE)
 
@@ -249,6 +254,16 @@ class Config:
     boot_timeout: float = _field(Option("120", _TIME, _PROCESSES, "for a worker to load the application and be ready"))
     stuck_timeout: float = _field(Option("60", _TIME, _PROCESSES, "for a worker's sign of life; a silent one is replaced"))
     graceful_timeout: float = _field(Option("30", _TIME, _PROCESSES, "for a stopping worker to finish what it has begun"))
+    max_requests: int = _field(
+        Option("off", _or_off(_count(1, 10**12)), _PROCESSES, "answered by a worker, then it is replaced")
+    )
+    max_requests_jitter: int = _field(
+        Option("off", _or_off(_count(1, 10**12)), _PROCESSES, "up to so many more, by lot: not all workers at once")
+    )
+    max_worker_memory: int = _field(
+        Option("off", _or_off(_size(2**20, 2**40)), _PROCESSES, "used by a worker for some seconds (PSS), then it is replaced")
+    )
+    max_worker_age: float = _field(Option("off", _or_off(_TIME), _PROCESSES, "of a worker, then it is replaced"))
     header_timeout: float = _field(Option("10", _TIME, _CLIENTS, "for the head of a request to arrive whole"))
     body_timeout: float = _field(Option("30", _TIME, _CLIENTS, "for more of a request's body to arrive"))
     write_timeout: float = _field(Option("30", _TIME, _CLIENTS, "for the client to take more of an answer"))

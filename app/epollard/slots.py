@@ -1,6 +1,7 @@
 """What the supervisor knows of its workers: the slots and their processes. Decides nothing."""
 
 import math
+import os
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -87,6 +88,11 @@ class Process:
         self.deadline = math.inf  # for that
         self.doom = ""  # why we kill it
         self.kill_at = math.inf
+        # Of its wear.
+        self.worn = ""  # why it is to be replaced
+        self.lot = int.from_bytes(os.urandom(8), "little")
+        self.heavy = 0  # times in a row that it was found to use too much memory
+        self.next_sample = 0.0
 
     def __str__(self) -> str:
         return f"worker {self.slot.index} (pid {self.pid})"

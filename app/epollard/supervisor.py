@@ -6,18 +6,21 @@ loop, may run at any time, and does nothing where there is nothing to do.
 """
 
 import contextlib
+import dataclasses
 import faulthandler
 import math
 import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Final
 
 from . import cgroup, log, sockets
 from .balance import Balance
-from .config import MAX_WORKERS, Config
+from .config import MAX_WORKERS, Config, ConfigError, flag
 from .loop import IN, Loop
+from .recycling import worn_out
 from .scoreboard import ABORTED, ACTIVE, DRAINING, FREE, GENERATION, HEARTBEAT, PID, READY, REQUESTS, SLOT, STATE, Scoreboard
 from .slots import Process, Slot
 from .steering import waiting
@@ -49,6 +52,9 @@ REPORT_LIMIT: Final = 65536
 # Records: each slot may have a worker, its replacement, and some that drain. Pages never touched cost nothing.
 RECORDS: Final = 4 * MAX_WORKERS
 
+# What cannot change while the listeners are there.
+FIXED: Final = ("bind", "backlog", "tcp", "steer", "chdir")
+
 EXIT_STOPPED: Final = 0
 EXIT_FAILED: Final = 1
 
@@ -69,8 +75,9 @@ _SIGNALS: Final = (
 class Supervisor:
     """Serve as `config` says: `run` is all there is to it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reread: Callable[[], Config]) -> None:
         self._config = config
+        self._reread = reread  # the configuration as it is now; `ConfigError`
         self._loop = Loop()
         self._scoreboard = Scoreboard(RECORDS)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -79,6 +86,7 @@ class Supervisor:
         # The wish.
         self._workers = config.workers
         self._generation = 1
+        self._configs = {1: config}  # of generations that may yet be needed
         self._stopping = NO
         # The fact.
         self._slots: list[Slot] = []
@@ -179,8 +187,20 @@ class Supervisor:
         if not self._proven:
             log.warning(f"{why}: no worker has been ready yet; ignored")
             return
+        try:
+            config = self._reread()
+        except ConfigError as error:
+            log.error(f"{why}: nothing is reloaded: {error}")
+            return
+        fixed = {key: getattr(self._config, key) for key in FIXED if getattr(config, key) != getattr(self._config, key)}
+        for key in fixed:
+            log.warning(f"{why}: {flag(key)} has changed; that takes a new start")
+        if config.workers != self._config.workers:
+            self.scale(config.workers, why)
         self._generations += 1
         self._generation = self._generations
+        self._config = self._configs[self._generation] = dataclasses.replace(config, **fixed)
+        log.configure(self._config.log_level, "supervisor")
         for slot in self._slots:
             slot.failures = 0  # of the old code
             slot.next_attempt = 0.0
@@ -220,6 +240,7 @@ class Supervisor:
             return None
         self._resize()
         self._fade()
+        self._recycle()
         for slot in self._slots:
             if not self._stopping and self._lacks(slot):
                 worker = self._start(slot)
@@ -284,17 +305,28 @@ class Supervisor:
     def _lacks(self, slot: Slot) -> bool:
         """Whether a worker is to be started for `slot` now. Retires those that have been replaced."""
         staying = [process for process in slot.processes if not process.leaving]
-        serving = max((process.generation for process in staying if process.ready), default=0)
+        serving = max((process.generation for process in staying if process.ready and not process.worn), default=0)
         for process in staying:
             # Replaced by one that is ready; or about to replace one that is, but with code that is no longer wanted.
-            if process.generation < serving or (serving and not process.ready and process.generation < self._generation):
+            replaced = process.generation < serving or (process.worn and process.generation <= serving)
+            if replaced or (serving and not process.ready and process.generation < self._generation):
                 self._retire(process)
-        if any(process.generation >= self._generation for process in staying):
+        if any(process.generation >= self._generation and not process.worn for process in staying):
             return False
         # A replacement of one that lives: one slot at a time, so that the first shows whether the others may follow.
         if staying and any(not process.ready and not process.leaving for process in self._processes.values()):
             return False
         return self._due(slot.next_attempt)
+
+    def _recycle(self) -> None:
+        """Have the next worker replaced that is worn out: one at a time, and none while others start."""
+        if any(process.worn or not process.ready for process in self._processes.values() if not process.leaving):
+            return
+        for process in self._processes.values():
+            if not process.leaving and (why := worn_out(process, self._config, self._now)):
+                process.worn = why
+                log.info(f"{process} {why}: it is replaced")
+                return
 
     def _announce(self) -> None:
         complete = self._generation, self._workers
@@ -396,6 +428,7 @@ class Supervisor:
         if not process.ready and state >= READY:
             process.ready_since = self._now
             self._proven = max(self._proven, process.generation)
+            self._configs = {number: config for number, config in self._configs.items() if number >= self._proven}
             self._balance.soon()
             (log.info if self._announced[0] else log.debug)(f"{process} is ready")
         if state == DRAINING and not process.leaving:  # somebody has asked it behind our back
@@ -490,6 +523,7 @@ class Supervisor:
             log.error(f"generation {process.generation} does not boot: the workers of generation {self._proven} stay")
             self._print_once(process.told)
             self._generation = self._proven
+            self._config = self._configs[self._proven]
         elif self._now - process.ready_since >= EARLY:
             slot.failures = 0
         else:

@@ -75,6 +75,13 @@ def subprocess_signals(_):
     return [number.name for number in signal.Signals if mask >> number - 1 & 1]
 
 
+def grow(megabytes):
+    """Keep so much memory from now on; say which process does."""
+    kept.append(b"x" * (int(megabytes) << 20))
+    return os.getpid()
+
+
+kept = []
 ACTS = {
     "/pid": pid,
     "/env": env,
@@ -83,5 +90,6 @@ ACTS = {
     "/until": until,
     "/hang": hang,
     "/orphan": orphan,
+    "/grow": grow,
     "/ignored": subprocess_signals,
 }

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from harness import wait_for
+from load import Load
 
 BOOTS = "apps.boots:app"
 
@@ -36,6 +37,84 @@ def test_new_code_is_served_without_a_gap(served, boots):
     wait_for(lambda: not {*old} & {*server.workers()})
     assert {server.get("/").text for _ in range(20)} == {"2"}
     assert len(server.workers()) == 3
+
+
+def test_reloads_under_load_lose_nothing(start):
+    """Five reloads while twenty clients ask: every request is answered."""
+    server = start(workers=3)
+    with Load(server.address) as load:
+        for generation in range(2, 7):
+            server.signal(signal.SIGHUP)
+            server.wait_log(f"3 workers of generation {generation} ready")
+        before = load.count
+        wait_for(lambda: load.count > before + 100)
+    assert load.failures == []
+
+
+def test_the_configuration_is_read_again(start, tmp_path):
+    """What the file says now holds for the new workers: another application, other limits, more of them."""
+    file = tmp_path / "it.toml"
+    file.write_text("workers = 1\nmax_line = '1k'")
+    server = start(None, workers=[], config=file)
+    assert server.get("/?" + "x" * 2000).status == 414
+    file.write_text("workers = 3\nmax_line = '4k'\napp = 'apps.hello:app'")
+    server.signal(signal.SIGHUP)
+    server.wait_log("3 workers of generation 2 ready")
+    wait_for(lambda: len(server.workers()) == 3)
+    assert server.get("/?" + "x" * 2000).text == "Hello, world!"
+
+
+def test_a_relative_file_is_found_again(start, tmp_path):
+    """It is looked for where it was at the start, though the server has gone to --chdir since."""
+    directory = tmp_path / "server-1"
+    (tmp_path / "elsewhere").mkdir()
+    server = start(None, workers=[], chdir="../elsewhere", env={"WORKERS": "2"})
+    (directory / "epollard.toml").write_text("threads = 3\nworkers = 1")
+    server.signal(signal.SIGHUP)
+    server.wait_log("2 workers of generation 2 ready")
+    (directory / "epollard.toml").write_text("nonsense = 3")
+    server.signal(signal.SIGHUP)
+    server.wait_log("SIGHUP: nothing is reloaded: epollard.toml: unknown key 'nonsense'")
+
+
+def test_a_bad_configuration_changes_nothing(start, tmp_path):
+    """It is refused with the line that a start would end with; workers, their number and their code stay."""
+    file = tmp_path / "it.toml"
+    file.write_text("workers = 2")
+    server = start(None, workers=[], config=file)
+    old = server.workers()
+    file.write_text("workers = 'many'")
+    server.signal(signal.SIGHUP)
+    server.wait_log(r"SIGHUP: nothing is reloaded: .*it\.toml: workers: 'many' is not a number from 1 to 1024, or auto")
+    assert server.workers() == old
+    file.write_text("workers = 3")
+    server.signal(signal.SIGHUP)
+    server.wait_log("3 workers of generation 2 ready")
+
+
+def test_listeners_stay_as_they_are(start, tmp_path):
+    """An address that has changed takes a new start: the log says so, and the rest is reloaded."""
+    file = tmp_path / "it.toml"
+    file.write_text("threads = 1")
+    server = start(None, config=file)
+    file.write_text("threads = 2\nbacklog = 100")
+    server.signal(signal.SIGHUP)
+    server.wait_log("SIGHUP: --backlog has changed; that takes a new start")
+    server.wait_log("1 worker of generation 2 ready")
+
+
+def test_an_application_that_does_not_boot_takes_its_configuration_with_it(start, boots, tmp_path):
+    """A worker that dies after a failed reload is replaced by what served before it."""
+    file = tmp_path / "it.toml"
+    file.write_text("app = 'apps.control:app'")
+    server = start(None, config=file)
+    file.write_text("app = 'nowhere:app'")
+    server.signal(signal.SIGHUP)
+    server.wait_log("generation 2 does not boot: the workers of generation 1 stay")
+    (old,) = server.workers()
+    os.kill(old, signal.SIGKILL)
+    server.wait_log(r"worker 0 \(pid \d+\) is ready")
+    assert server.get("/env").text == "0 1"
 
 
 def test_keep_alive_connections_are_told(served):

@@ -1,0 +1,40 @@
+"""Which worker is worn out, and why. Only reads; the supervisor has it replaced."""
+
+from typing import Final
+
+from .config import Config
+from .scoreboard import REQUESTS
+from .slots import Process
+
+# Seconds between two looks at a worker's memory: the kernel walks its page tables, a ms for some 100 MiB.
+SAMPLE_EVERY: Final = 2.0
+# So many looks in a row must find too much: one request that needs a lot for a moment is no leak.
+SAMPLES: Final = 3
+
+
+def worn_out(process: Process, config: Config, now: float) -> str:
+    """What completes the sentence "worker 2 (pid 71) ...: it is replaced"; "" where there is nothing to say."""
+    answered = process.record[REQUESTS]
+    if config.max_requests and answered >= config.max_requests + process.lot % (config.max_requests_jitter + 1):
+        return f"has answered {answered} requests"
+    if config.max_worker_age and now - process.ready_since >= config.max_worker_age:
+        return f"has served for {now - process.ready_since:.0f} s"
+    if config.max_worker_memory and now >= process.next_sample:
+        process.next_sample = now + SAMPLE_EVERY
+        used = memory(process.pid)
+        process.heavy = process.heavy + 1 if used > config.max_worker_memory else 0
+        if process.heavy >= SAMPLES:
+            return f"uses {used >> 20} MiB of memory"
+    return ""
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process uses, of what is shared its part (PSS, proc_pid_smaps(5)); 0 where we may not look."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) << 10
+    except OSError:  # it has gone; or a kernel that tells nobody
+        pass
+    return 0

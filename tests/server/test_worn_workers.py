@@ -1,0 +1,55 @@
+"""Recycling: a worn worker is replaced before it goes, one at a time, and no client notices."""
+
+import re
+
+from harness import wait_for
+from load import Load
+
+
+def test_recycling_by_requests_loses_nothing(start):
+    """Every worker is replaced again and again while clients ask: all are answered, and the log says why."""
+    server = start(workers=2, max_requests=100, max_requests_jitter=20)
+    with Load(server.address) as load:
+        server.wait_log(r"worker [01] \(pid \d+\) has answered \d+ requests: it is replaced", 6, 60)
+    assert load.failures == []
+    worn = re.findall(r"\(pid (\d+)\) has answered (\d+) requests", server.log)
+    assert len({pid for pid, _ in worn}) == len(worn)
+    assert all(int(count) >= 100 for _, count in worn)
+
+
+def test_one_at_a_time(start):
+    """All are too old at once: the second is only touched when the first one's replacement serves."""
+    server = start(workers=3, max_worker_age=1)
+    server.wait_log("it is replaced", 3)
+    events = re.findall(r"is replaced|is ready", server.log)
+    assert events[:5] == ["is replaced", "is ready", "is replaced", "is ready", "is replaced"]
+
+
+def test_memory(start):
+    """A worker that has grown too big is replaced after some seconds; a small one is not."""
+    server = start("apps.control:app", workers=2, max_worker_memory="90M")
+    with server.connect() as client:
+        big = client.get("/grow?100").text
+        server.wait_log(rf"\(pid {big}\) uses 1\d\d MiB of memory: it is replaced", seconds=60)
+    wait_for(lambda: int(big) not in server.workers())
+    assert server.log.count("it is replaced") == 1
+
+
+def test_what_is_running_is_finished(start, tmp_path):
+    """A request in a worn worker is answered, though a replacement has taken its place."""
+    server = start("apps.control:app", workers=1, max_worker_age=1)
+    with server.connect() as client:
+        client.request(f"/until?{tmp_path}/go")
+        server.wait_log(r"worker 0 \(pid \d+\) is ready")
+        (tmp_path / "go").touch()
+        assert client.response().text == "done"
+
+
+def test_a_replacement_that_does_not_boot_leaves_the_worn_one(start, tmp_path):
+    """Better an old worker than none."""
+    server = start("apps.boots:app", env={"BOOTS": str(tmp_path)}, workers=1, max_worker_age=1)
+    old = server.workers()
+    (tmp_path / "raise").touch()
+    server.wait_log("exited with 3", 2)
+    assert server.workers()[:1] == old
+    assert server.get("/").text == "1"

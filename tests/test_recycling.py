@@ -1,0 +1,64 @@
+"""Worn workers: by requests, with a lot drawn for each, by age, and by memory that stays high."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from epollard import config, recycling
+from epollard.recycling import SAMPLE_EVERY, SAMPLES, memory, worn_out
+from epollard.scoreboard import REQUESTS
+
+
+def settings(*words):
+    return config.load(config.parse_arguments(words).given, {}).config
+
+
+@pytest.fixture
+def worker():
+    """A worker that became ready at 100 s."""
+    return SimpleNamespace(pid=os.getpid(), record=[0] * 16, ready_since=100.0, lot=7, heavy=0, next_sample=0.0)
+
+
+def test_nobody_is_worn_out_by_default(worker):
+    """Whatever it has done and however old it is."""
+    worker.record[REQUESTS] = 10**15
+    assert worn_out(worker, settings(), 10.0**9) == ""
+
+
+@pytest.mark.parametrize(("jitter", "limit"), [("off", 500), ("1", 501), ("6", 500), ("100", 507)])
+def test_requests_and_their_jitter(worker, jitter, limit):
+    """The limit is what is configured and the worker's lot, which is never above the jitter."""
+    wanted = settings("--max-requests", "500", "--max-requests-jitter", jitter)
+    worker.record[REQUESTS] = limit - 1
+    assert worn_out(worker, wanted, 101) == ""
+    worker.record[REQUESTS] = limit
+    assert worn_out(worker, wanted, 101) == f"has answered {limit} requests"
+
+
+def test_age(worker):
+    """Counted from when it became ready."""
+    wanted = settings("--max-worker-age", "1h")
+    assert worn_out(worker, wanted, 3699.9) == ""
+    assert worn_out(worker, wanted, 3700) == "has served for 3600 s"
+
+
+def test_memory_must_stay_high(worker, monkeypatch):
+    """Three looks in a row, two seconds apart: what one request needs for a moment is no leak."""
+    wanted = settings("--max-worker-memory", "100M")
+    used = []
+    monkeypatch.setattr(recycling, "memory", lambda pid: used.pop(0) << 20)
+    used += [101, 101, 100, 101, 101, 150]
+    now = 100.0
+    while used:
+        said = worn_out(worker, wanted, now)
+        assert worn_out(worker, wanted, now + SAMPLE_EVERY / 2) == ""  # between two looks there is none
+        assert said == ("" if used else "uses 150 MiB of memory")
+        now += SAMPLE_EVERY
+    assert worker.heavy == SAMPLES
+
+
+def test_memory_is_measured():
+    """Our own process uses some MiB, and a process that is gone none."""
+    assert 5 << 20 < memory(os.getpid()) < 2 << 30
+    assert memory(2**22 + 1) == 0
