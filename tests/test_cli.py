@@ -94,8 +94,9 @@ def test_main_returns_the_supervisors_status_or_runs_the_worker(result, status, 
     seen = []
 
     class Supervisor:
-        def __init__(self, settings):
+        def __init__(self, settings, reread):
             seen.append((settings.threads, os.getcwd()))
+            seen.append((reread().threads, os.getcwd()))
 
         def run(self):
             return result
@@ -104,7 +105,7 @@ def test_main_returns_the_supervisors_status_or_runs_the_worker(result, status, 
     module.Supervisor = Supervisor
     monkeypatch.setitem(sys.modules, "epollard.supervisor", module)
     assert cli.main(["--threads", "3", "--chdir", "site"]) == status
-    assert seen == [(3, str(tmp_path / "site"))]
+    assert seen == [(3, str(tmp_path / "site"))] * 2
 
 
 @pytest.mark.parametrize(

@@ -270,13 +270,13 @@ def test_a_timeout_is_kept(loop):
 
 
 def test_before_each_wait(loop):
-    """`on_turn` is called once a turn, behind all that was ready: what was gathered is written there."""
+    """`on_turn` is called once a turn, just before it waits: what the turn before gathered is written there."""
     order: list[str] = []
     loop.on_turn = lambda: order.append("turn")
     loop.post(order.append, "posted")
     loop.turn(0)
     loop.turn(0)
-    assert order == ["posted", "turn", "turn"]
+    assert order == ["turn", "posted", "turn"]
 
 
 def test_what_is_posted_by_a_posted_call_comes_next_turn(loop):

@@ -856,7 +856,7 @@ class Connection:
             # Edge-triggered, what is writable still is not said again unless asked for.
             if self.stage == FLUSH:
                 self._arm(OUT | self.server.flags, force=moved >= FLUSH_TURN)
-            elif moved >= FLUSH_TURN:
+            elif moved >= FLUSH_TURN and self.mask >= 0:  # else its first turn is not over, and what ends it arms
                 self._arm(self.mask, force=True)
             return
         self.out = None
