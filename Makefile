@@ -23,7 +23,7 @@ test: $(VENV)/test  ## the whole suite; container tests skip where there is no D
 	$(RUN) -m pytest tests/container $(ARGS) || test $$? = 5  # 5: ARGS chose none of these
 
 lint: $(VENV)/dev
-	$(RUN) -m ruff check app tests loadtests examples
+	$(RUN) -m ruff check app tests loadtests examples docker
 
 types: $(VENV)/dev
 	$(RUN) -m mypy

@@ -1,4 +1,4 @@
-"""An ASGI application with a WebSocket for each promise, by its path. Raw ASGI, so that nothing stands between the server and a test."""
+"""WebSocket applications by path. Raw ASGI: nothing stands between the server and a test."""
 
 import asyncio
 import json
