@@ -3,15 +3,14 @@ ARG PYTHON_VERSION=3.13
 FROM python:${PYTHON_VERSION}-slim
 
 # What a child image installs goes to /packages: pip falls back to it, as the image's user may not write elsewhere.
-ENV HOST=0.0.0.0 PYTHONUNBUFFERED=1 PYTHONUSERBASE=/packages PATH=/packages/bin:$PATH
+ENV HOST=0.0.0.0 EPOLLARD_ADMIN=0.0.0.0:8001 PYTHONUNBUFFERED=1 PYTHONUSERBASE=/packages PATH=/packages/bin:$PATH
 
 RUN --mount=type=bind,target=/mnt,rw pip install --no-cache-dir --root-user-action=ignore /mnt \
  && install --directory --owner=1000 --group=0 --mode=0775 /packages
-COPY docker/healthcheck.py /usr/local/lib/epollard/
 
 WORKDIR /app
 USER 1000:0
-EXPOSE 8000
+EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s CMD ["python3", "/usr/local/lib/epollard/healthcheck.py"]
+HEALTHCHECK --interval=10s --timeout=5s CMD ["epollardctl", "healthcheck"]
 ENTRYPOINT ["epollard"]

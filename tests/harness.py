@@ -51,7 +51,7 @@ MODES = [Mode(trigger, threads) for trigger in ("level", "edge", "oneshot") for 
 
 
 class Server:
-    """`python -m epollard`, started on port 0. A keyword `some_name=value` is the flag `--some-name value`."""
+    """`python -m epollard`, started on port 0. A keyword `some_name=value` is the flag `--some-name value`; None is no flag."""
 
     def __init__(
         self,
@@ -63,10 +63,10 @@ class Server:
         **options: object,
     ) -> None:
         """Start it; `started()` waits until it serves. Its logs go to files in `directory`, which must be its own."""
-        options = {"bind": "127.0.0.1:0", "workers": 1, **options}
+        options = {"bind": "127.0.0.1:0", "workers": 1, "admin": "off", **options}
         words = [*launcher, sys.executable, "-m", "epollard"]
         for name, value in options.items():
-            for one in value if isinstance(value, list | tuple) else [value]:
+            for one in value if isinstance(value, list | tuple) else [value] if value is not None else []:
                 words += [f"--{name.replace('_', '-')}", str(one)]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EPOLLARD_")}
         for name in "HOST", "PORT", "WORKERS", "WEB_CONCURRENCY", "THREADS":
@@ -110,6 +110,12 @@ class Server:
     @property
     def url(self) -> str:
         return self.urls[0]
+
+    @property
+    def admin(self) -> tuple[str, int]:
+        """Host and port of its management, where it was started with `admin="127.0.0.1:0"`."""
+        host, _, port = re.findall(r"management on http://(\S+)", self.log)[0].rpartition(":")
+        return host.strip("[]"), int(port)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -441,7 +441,8 @@ def test_print_config_can_be_read_back(tmp_path):
     assert set(tomllib.loads(shown)) == set(config.OPTIONS)
     (tmp_path / "shown.toml").write_text(shown, "utf-8")
     again = load("--config", "shown.toml")
-    assert dataclasses.replace(again.config, workers_reason="") == dataclasses.replace(loaded.config, workers_reason="")
+    derived = {"workers_reason": "", "admin_asked": True}
+    assert dataclasses.replace(again.config, **derived) == dataclasses.replace(loaded.config, **derived)
     lines = dict(line.split(" = ", 1) for line in shown.splitlines())
     assert lines["threads"].split() == ["3", "#", "THREADS"]
     assert lines["keep_alive"].split() == ["0.5", "#", "--keep-alive"]
@@ -465,7 +466,7 @@ def test_help_shows_every_option():
 def test_every_default_is_valid_and_every_field_an_option():
     """A default goes through its option's parser, as anything else does."""
     loaded = load()
-    assert {field.name for field in dataclasses.fields(config.Config)} == {*config.OPTIONS, "workers_reason"}
+    assert {field.name for field in dataclasses.fields(config.Config)} == {*config.OPTIONS, "workers_reason", "admin_asked"}
     assert loaded.config.max_line == 8192
     assert loaded.config.max_header_bytes == 65536
     assert loaded.config.max_body == 100 * 2**20
@@ -477,6 +478,18 @@ def test_log_levels_are_those_of_the_log():
     for level in log.LEVELS:
         assert load("--log-level", level).config.log_level == level
     assert config.OPTIONS["log_level"].kind.metavar.split("|") == list(log.LEVELS)
+
+
+def test_the_management_address_is_asked_for_or_not():
+    """The default may be given up, what somebody wrote may not, be it the same address; `off` is none."""
+    assert load().config.admin == "127.0.0.1:8001"
+    assert not load().config.admin_asked
+    assert load("--admin", "127.0.0.1:8001").config.admin_asked
+    assert load(EPOLLARD_ADMIN="[::]:8001").config.admin_asked
+    assert load(EPOLLARD_ADMIN="").config.admin == "127.0.0.1:8001"
+    assert load("--admin", "off").config.admin == "off"
+    with pytest.raises(config.ConfigError, match=r"'8001' is not HOST:PORT.*, or off; did you mean 0\.0\.0\.0:8001"):
+        load("--admin", "8001")
 
 
 def settings_table():

@@ -185,8 +185,13 @@ def _parse_address(text: str) -> str:
     raise ValueError
 
 
+def _parse_admin(text: str) -> str:
+    return text if text == "off" else _parse_address(text)
+
+
 _APP: Final = Kind("APP", "MODULE:ATTRIBUTE or MODULE:FACTORY()", _parse_app)
 _ADDRESS: Final = Kind("ADDR", f"HOST:PORT, [IPV6]:PORT or unix:PATH (at most {_SUN_PATH} bytes)", _parse_address)
+_ADMIN: Final = Kind("ADDR|off", f"{_ADDRESS.expects}, or off", _parse_admin)
 _DIRECTORY: Final = Kind("DIR", "a directory that can be entered", _parse_directory)
 _WORKERS: Final = Kind("N|auto", f"a number from 1 to {MAX_WORKERS}, or auto", _parse_workers)
 _BACKLOG: Final = Kind("N|system", "a number of connections from 1 up, or system", _parse_backlog)
@@ -244,16 +249,23 @@ class Config:
     steer: Literal["on", "off"] = _field(
         Option("on", _word("on", "off"), _NETWORK, "new connections go to workers that can take them, by a BPF program")
     )
+    admin: str = _field(
+        Option("127.0.0.1:8001", _ADMIN, _NETWORK, "management: /livez, /readyz, /metrics, and the commands of epollardctl")
+    )
     workers: int = _field(
         Option(_AUTO, _WORKERS, _PROCESSES, "worker processes; auto: by the container's limits", ("WORKERS", "WEB_CONCURRENCY"))
     )
     workers_reason: str  # not an option: how `workers` came about, in words
+    admin_asked: bool  # not an option: `admin` is somebody's wish, so it must be had
     threads: int = _field(
         Option("8", _count(1, 1024), _PROCESSES, "threads of a worker; 1: one request at a time, strictly", ("THREADS",))
     )
     boot_timeout: float = _field(Option("120", _TIME, _PROCESSES, "for a worker to load the application and be ready"))
     stuck_timeout: float = _field(Option("60", _TIME, _PROCESSES, "for a worker's sign of life; a silent one is replaced"))
     graceful_timeout: float = _field(Option("30", _TIME, _PROCESSES, "for a stopping worker to finish what it has begun"))
+    drain_delay: float = _field(
+        Option("0", _or_off(_TIME), _PROCESSES, "of serving on after TERM, not ready any more, before the server drains")
+    )
     max_requests: int = _field(
         Option("off", _or_off(_count(1, 10**12)), _PROCESSES, "answered by a worker, then it is replaced")
     )
@@ -395,9 +407,15 @@ def load(arguments: Mapping[str, Given], environ: Mapping[str, str]) -> Loaded:
         sources["workers"] += f" (auto; {values['workers_reason']})"
     else:
         values["workers_reason"] = f"{values['workers']} worker{'s' * (values['workers'] != 1)}: from {sources['workers']}"
+    values["admin_asked"] = sources["admin"] != "default"
     if values["app"] is None:
         sources["app"] += " (the built-in demo)"
     return Loaded(Config(**values), sources)
+
+
+def parse(key: str, text: str, source: str) -> Any:
+    """The value of one option, as it was written somewhere else. Raises `ConfigError`."""
+    return _parse(OPTIONS[key].kind, text, source)
 
 
 def _parse(kind: Kind, text: str, source: str) -> Any:

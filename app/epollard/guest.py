@@ -73,6 +73,10 @@ class Guest:
         """When the worker was last seen to live: it turns its loop."""
         return now
 
+    def spent(self, now: float) -> float:
+        """Seconds that threads of ours have spent beside the loop: there are none."""
+        return 0.0
+
     def dismiss(self) -> None:
         """The server is going: who has no end of their own are told. To be called again while there may be new ones."""
         for call in tuple(self._calls):

@@ -44,6 +44,7 @@ class Loop(selectors.BaseSelector):
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._woken = False
         self._next_tick = 0.0
+        self.waited = 0.0  # seconds, in all
         self.busy_since = 0.0  # time.monotonic() at the end of the last wait; 0 during one
         self.on_tick: Callable[[], object] = lambda: None  # once a second
         self.on_turn: Callable[[], object] | None = None  # before each wait
@@ -99,7 +100,8 @@ class Loop(selectors.BaseSelector):
             wait = 0
         self.busy_since = 0.0
         events = self._poll(wait, BATCH)
-        self.busy_since = time.monotonic()
+        self.busy_since = done = time.monotonic()
+        self.waited += done - now
         self._batch = iter(events)
         self.finish_turn()
 

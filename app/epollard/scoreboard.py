@@ -19,6 +19,7 @@ REQUESTS: Final = 7  # requests answered by the application
 REJECTED: Final = 8  # requests refused by the server (4xx and 5xx of its own)
 ABORTED: Final = 9  # requests whose answer could not be delivered whole
 SENT: Final = 10  # bytes sent
+BUSY: Final = 11  # thousandths of the last second that it was busy
 WIDTH: Final = 16
 
 # The states of a worker.

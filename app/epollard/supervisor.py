@@ -1,4 +1,4 @@
-"""The supervisor: forks workers, watches them, replaces them. Imports no application, starts no thread, serves no client.
+"""The supervisor: forks workers, watches them, replaces them. Imports no application, starts no thread.
 
 There is a *wish* (how many workers, which generation of them, stopping or not) and there is the *fact* (slots and their
 processes). A signal changes the wish. `_step` reads the facts, compares, and does what is next; it runs after every turn of the
@@ -16,12 +16,29 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from . import cgroup, log, sockets
+from . import cgroup, log, report, sockets
 from .balance import Balance
 from .config import MAX_WORKERS, Config, ConfigError, flag
 from .loop import IN, Loop
+from .management import Management
 from .recycling import worn_out
-from .scoreboard import ABORTED, ACTIVE, DRAINING, FREE, GENERATION, HEARTBEAT, PID, READY, REQUESTS, SLOT, STATE, Scoreboard
+from .scoreboard import (
+    ABORTED,
+    ACCEPTED,
+    ACTIVE,
+    DRAINING,
+    FREE,
+    GENERATION,
+    HEARTBEAT,
+    PID,
+    READY,
+    REJECTED,
+    REQUESTS,
+    SLOT,
+    STATE,
+    WIDTH,
+    Scoreboard,
+)
 from .slots import Process, Slot
 from .steering import waiting
 from .worker import EXIT_LOAD, Worker
@@ -53,7 +70,9 @@ REPORT_LIMIT: Final = 65536
 RECORDS: Final = 4 * MAX_WORKERS
 
 # What cannot change while the listeners are there.
-FIXED: Final = ("bind", "backlog", "tcp", "steer", "chdir")
+FIXED: Final = ("bind", "backlog", "tcp", "steer", "admin", "chdir")
+# What is counted of workers beyond their end.
+COUNTED: Final = (ACCEPTED, REQUESTS, REJECTED, ABORTED)
 
 EXIT_STOPPED: Final = 0
 EXIT_FAILED: Final = 1
@@ -103,7 +122,9 @@ class Supervisor:
         self._printed = b""
         self._dumps: list[Process] = []  # whose stacks are wanted
         self._next_dump = 0.0
-        self._answered = self._aborted = 0
+        self._past = [0] * WIDTH  # the sums of the records of workers that are gone
+        self._management = Management(self._loop, self)
+        self._loop.on_tick = self._management.tick
         self._oom_kills = cgroup.oom_kills() or 0
         self._now = self._resumed = time.monotonic()
         self._wake_at = math.inf
@@ -122,6 +143,10 @@ class Supervisor:
         self._balance = Balance(self._loop, self._groups, config.steer == "on")
         for group in self._groups:
             log.info(f"listening on {group.url}")
+        if not self._management.listen(config):
+            sockets.close(self._groups, listeners)
+            sockets.unlink(self._groups)
+            return EXIT_FAILED
         while True:
             worker = self._step()
             if worker is not None:
@@ -132,7 +157,9 @@ class Supervisor:
 
     def _end(self) -> int:
         sockets.unlink(self._groups)
-        log.info(f"stopped: {self._answered} requests answered, {self._aborted} cut short")
+        self._management.close()
+        accepted, answered, aborted = (self._past[column] for column in (ACCEPTED, REQUESTS, ABORTED))
+        log.info(f"stopped: {accepted} connections accepted, {answered} requests answered, {aborted} cut short")
         if self._last_words:
             log.error("the application could not be loaded:")
             _print(self._last_words)  # and nothing after it
@@ -182,16 +209,16 @@ class Supervisor:
         self._workers = min(max(workers, 1), MAX_WORKERS)
         log.info(f"{why}: {self._workers} workers wanted")
 
-    def reload(self, why: str) -> None:
-        """Want all workers replaced by ones that import the application anew."""
+    def reload(self, why: str) -> str:
+        """Want all workers replaced by ones that import the application anew. Returns why not, where it cannot be."""
         if not self._proven:
             log.warning(f"{why}: no worker has been ready yet; ignored")
-            return
+            return "no worker has been ready yet"
         try:
             config = self._reread()
         except ConfigError as error:
             log.error(f"{why}: nothing is reloaded: {error}")
-            return
+            return f"nothing is reloaded: {error}"
         fixed = {key: getattr(self._config, key) for key in FIXED if getattr(config, key) != getattr(self._config, key)}
         for key in fixed:
             log.warning(f"{why}: {flag(key)} has changed; that takes a new start")
@@ -205,6 +232,7 @@ class Supervisor:
             slot.failures = 0  # of the old code
             slot.next_attempt = 0.0
         log.info(f"{why}: replacing all workers by generation {self._generation}")
+        return ""
 
     def drain(self, why: str) -> None:
         """Want everything to end, once what has begun is finished."""
@@ -222,6 +250,19 @@ class Supervisor:
         sockets.close(self._groups, [slot.listeners for slot in (*self._slots, *self._fading)])
         for process in self._processes.values():
             self._retire(process)
+
+    def facts(self) -> report.Facts:
+        """What there is to tell."""
+        return report.Facts(
+            now=time.monotonic(),
+            going="stopping" if self._stopping else "",
+            wanted=self._workers,
+            known=self._announced[1],
+            generation=self._generation,
+            slots=self._slots,
+            fading=self._fading,
+            past=self._past,
+        )
 
     # The next step.
 
@@ -398,6 +439,7 @@ class Supervisor:
                 os.close(fd)
         for process in self._processes.values():
             process.channel.close()
+        self._management.disown()
         sockets.close(self._groups, [other.listeners for other in (*self._slots, *self._fading) if other is not slot])
         record[PID] = os.getpid()
         os.environ["EPOLLARD_WORKER_ID"] = str(slot.index)
@@ -506,8 +548,8 @@ class Supervisor:
         if process.report >= 0:
             self._on_report(process)
             self._close_report(process)  # a child of its own may still hold the other end
-        self._answered += record[REQUESTS]
-        self._aborted += record[ABORTED]
+        for column in COUNTED:
+            self._past[column] += record[column]
         told = f"{process} {self._cause(process, code)} after {self._now - process.started:.1f} s"
         told += f"; {record[REQUESTS]} requests answered, {record[ACTIVE]} connections open"
         record[STATE] = FREE

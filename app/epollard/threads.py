@@ -44,10 +44,11 @@ class LoopLostError(BaseException):
 class Seat:
     """One thread that may run application code."""
 
-    __slots__ = ("since", "token")
+    __slots__ = ("since", "spent", "token")
 
     def __init__(self) -> None:
         self.token: list[Exchange] = []
+        self.spent = 0.0  # seconds with such requests, in all
         self.since = 0.0  # time.monotonic() when it began to run a request without the loop; 0: it does not
 
 
@@ -99,6 +100,11 @@ class Crew:
     def alive(self, now: float) -> float:
         """When the worker was last seen to live: it turns its loop, unless requests wait and no thread has moved."""
         return self.progress if self._leader is None and self.fresh else now
+
+    def spent(self, now: float) -> float:
+        """Seconds that threads have spent with requests beside the loop, on an average of those that slow requests get."""
+        running = [now - since for seat in self._seats if (since := seat.since)]
+        return (sum(seat.spent for seat in self._seats) + sum(running)) / max(self.threads - 1, 1)
 
     def dismiss(self) -> None:
         """The server is going. A call of WSGI ends by itself."""
@@ -274,8 +280,10 @@ class Crew:
         return True
 
     def _next_job(self, seat: Seat) -> Job | bool | None:
-        seat.since = 0.0
-        self.progress = time.monotonic()
+        self.progress = now = time.monotonic()
+        if seat.since:
+            seat.spent += now - seat.since
+            seat.since = 0.0
         self._free.append(None)
         if self._leader is None:
             self.loop.wake()  # the watcher turns it, and is glad to give it away

@@ -123,6 +123,7 @@ class Worker:
         if config.tcp == "cork":
             server.cork()
         loop.on_tick = self._tick
+        self._sums = (time.monotonic(), loop.waited, 0.0, time.process_time())
         self._tick()
         self._interface.run(self._begin)
         if kind == "wsgi":
@@ -213,6 +214,7 @@ class Worker:
         record[scoreboard.REQUESTS] = interface.answered
         record[scoreboard.REJECTED] = server.rejected
         record[scoreboard.ABORTED] = server.aborted
+        record[scoreboard.BUSY] = self._busy(now)
         paused, self._paused = self._paused, []
         for listener in paused:
             self._watch(listener)
@@ -221,6 +223,15 @@ class Worker:
         if now > self._deadline:
             log.error("not drained in time: connections are cut")
             os._exit(1)  # application threads may never return
+
+    def _busy(self, now: float) -> int:
+        """Thousandths of the time since the last tick: of the loop, of the threads, or of one CPU, whichever had less rest."""
+        sums = (now, self._loop.waited, self._interface.spent(now), time.process_time())
+        elapsed, waited, spent, computed = (after - before for after, before in zip(sums, self._sums, strict=True))
+        self._sums = sums
+        if not elapsed:
+            return 0
+        return round(1000 * min(max(1 - waited / elapsed, spent / elapsed, computed / elapsed, 0), 1))
 
     # Listeners.
 

@@ -75,6 +75,18 @@ def subprocess_signals(_):
     return [number.name for number in signal.Signals if mask >> number - 1 & 1]
 
 
+def sleep(seconds):
+    """Keep a thread for so long, and no processor."""
+    time.sleep(float(seconds))
+
+
+def compute(seconds):
+    """Keep the processor for so long."""
+    end = time.monotonic() + float(seconds)
+    while time.monotonic() < end:
+        pass
+
+
 def grow(megabytes):
     """Keep so much memory from now on; say which process does."""
     kept.append(b"x" * (int(megabytes) << 20))
@@ -90,6 +102,8 @@ ACTS = {
     "/until": until,
     "/hang": hang,
     "/orphan": orphan,
+    "/sleep": sleep,
+    "/compute": compute,
     "/grow": grow,
     "/ignored": subprocess_signals,
 }

@@ -122,7 +122,7 @@ class Stack:
 
     def __init__(self, *files: str, **environ: str) -> None:
         self.project = f"epollard-test-{secrets.token_hex(4)}"
-        self.environ = {"PORT": "0", "LOCUST_PORT": "0"} | environ
+        self.environ = {"PORT": "0", "ADMIN_PORT": "0", "LOCUST_PORT": "0"} | environ
         self.files = [word for file in ("compose.yaml", *files) for word in ("--file", file)]
 
     def compose(self, *words: str, status: int | None = 0, timeout: float = 300) -> str:

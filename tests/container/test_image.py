@@ -69,11 +69,14 @@ def test_idle_it_stops_at_once(image: str, workers: str) -> None:
         (("--env", "PORT=7000"), ("--bind", "0.0.0.0:9000")),
         (("--env", "PORT=7000"), ("--bind=0.0.0.0:9000", "epollard.demo:application")),
         (("--entrypoint", "python3"), ("-m", "epollard", "--bind", "0.0.0.0:9000")),
+        (("--env", "PORT=9000"), ("--admin", "unix:/dev/shm/admin")),
+        (("--env", "PORT=9000", "--env", "EPOLLARD_ADMIN=off"), ()),
+        (("--entrypoint", "python3"), ("-m", "epollard", "--bind", "0.0.0.0:9000", "--admin=off")),
     ],
-    ids=["default", "PORT", "two addresses", "flag", "flag and app", "module"],
+    ids=["default", "PORT", "two addresses", "flag", "flag and app", "module", "other management", "none", "none by flag"],
 )
-def test_health_is_asked_where_the_server_listens(image: str, options: tuple[str, ...], command: tuple[str, ...]) -> None:
-    """However the address was given, the HEALTHCHECK finds it, and turns healthy."""
+def test_health_is_asked_where_the_server_is_managed(image: str, options: tuple[str, ...], command: tuple[str, ...]) -> None:
+    """However the addresses were given, the HEALTHCHECK finds them, with management and without, and turns healthy."""
     inside = 9000 if options else 8000
     with running(image, *command, options=("--health-interval", "500ms", *options), inside=inside) as container:
 
@@ -89,12 +92,29 @@ def test_health_is_asked_where_the_server_listens(image: str, options: tuple[str
 
 def test_health_is_not_taken_for_granted(image: str) -> None:
     """Where nobody answers, the check says so and fails."""
-    check = ("python3", "/usr/local/lib/epollard/healthcheck.py")
+    check = ("epollardctl", "healthcheck")
     with running(image) as container:
         until("answers", 20, container.answers)
-        assert docker("exec", container.identity, *check) == ""
-        assert "0.0.0.0:9" in docker("exec", "--env", "PORT=9", container.identity, *check, status=1)
-        assert "EPOLLARD_THREADS" in docker("exec", "--env", "EPOLLARD_THREADS=x", container.identity, *check, status=1)
+        assert docker("exec", container.identity, *check) == "ready\n"
+        nobody = "--env", "EPOLLARD_ADMIN=0.0.0.0:9"
+        assert "0.0.0.0:9" in docker("exec", *nobody, container.identity, *check, status=1)
+        nobody = "--env", "EPOLLARD_ADMIN=off", "--env", "PORT=9"
+        assert "0.0.0.0:9" in docker("exec", *nobody, container.identity, *check, status=1)
+        docker("exec", "--env", "EPOLLARD_THREADS=x", container.identity, *check, status=2)
+
+
+def test_commands_by_exec_and_no_others(image: str) -> None:
+    """`docker exec NAME epollardctl` commands the server; through the published port it can be read, and not commanded."""
+    with running(image, options=("--publish", "127.0.0.1::8001", "--env", "WORKERS=1")) as container:
+        until("answers", 20, container.answers)
+        assert container.ask("/readyz", inside=8001)[0] == 200
+        assert b"epollard_saturation" in container.ask("/metrics", inside=8001)[1]
+        assert container.ask("/drain", "POST", b"", inside=8001)[0] == 403
+        assert docker("exec", container.identity, "epollardctl", "scale", "2") == "2 workers wanted\n"
+        until("two workers", 20, lambda: b'"ready": 2' in container.ask("/readyz", inside=8001)[1])
+        assert docker("exec", container.identity, "epollardctl", "drain") == "the server is stopping\n"
+        until("ends", 20, lambda: not container.inspect()["State"]["Running"])
+        assert container.inspect()["State"]["ExitCode"] == 0
 
 
 def test_health_never_asks_the_application(image: str, tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""What the management listener serves: pages made of the supervisor's facts, and commands that change its wish."""
+
+import os
+from typing import Final, Protocol
+
+from . import log, report, sockets
+from .admin import Admin, Page, Refused
+from .config import Config, ConfigError, parse
+from .loop import Loop
+
+METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
+COMMAND: Final = "command"  # what the log calls whoever has come this way
+
+
+class Managed(Protocol):
+    """The supervisor, as it is seen from here."""
+
+    def facts(self) -> report.Facts:
+        """Its state now."""
+
+    def scale(self, workers: int, why: str) -> None:
+        """Want so many workers."""
+
+    def reload(self, why: str) -> str:
+        """Want all workers replaced. Returns why not, where it cannot be."""
+
+    def drain(self, why: str) -> None:
+        """Want everything to end, once what has begun is finished."""
+
+
+class Management:
+    """The listener with its pages and commands."""
+
+    def __init__(self, loop: Loop, managed: Managed) -> None:
+        self._managed = managed
+        pages = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics}
+        commands = {"/scale": self._scale, "/reload": self._reload, "/drain": self._drain}
+        self._admin = Admin(loop, pages, commands)
+        self.tick = self._admin.tick
+        self.close = self._admin.close
+        self.disown = self._admin.disown
+
+    def listen(self, config: Config) -> bool:
+        """Begin to answer, unless that is switched off. False: the address was asked for, and cannot be had."""
+        if config.admin == "off":
+            return True
+        try:
+            self._admin.listen(config.admin)
+        except sockets.BindError as error:
+            if config.admin_asked:
+                log.error(f"management: {error}")
+                return False
+            log.warning(f"management: {error}; the server goes on without it (--admin chooses another address, or off)")
+        return True
+
+    # Pages.
+
+    def _livez(self) -> Page:
+        """Whoever answers is alive. That nobody can be served is no reason to start it anew: see `readyz`."""
+        return Page(200, report.as_json({"alive": True, "pid": os.getpid()}))
+
+    def _readyz(self) -> Page:
+        ready, told = report.readiness(self._managed.facts())
+        return Page(200 if ready else 503, report.as_json(told))
+
+    def _metrics(self) -> Page:
+        return Page(200, report.metrics(self._managed.facts()), METRICS)
+
+    # Commands.
+
+    def _scale(self, parameters: dict[str, str]) -> str:
+        self._refuse_at_the_end()
+        try:
+            workers = parse("workers", parameters.get("workers", ""), "workers")
+        except ConfigError as error:
+            raise Refused(400, str(error)) from None
+        if not isinstance(workers, int):
+            raise Refused(400, f"workers: {workers} is for the start; a number is needed here")
+        self._managed.scale(workers, COMMAND)
+        return f"{workers} workers wanted"
+
+    def _reload(self, parameters: dict[str, str]) -> str:
+        self._refuse_at_the_end()
+        if why := self._managed.reload(COMMAND):
+            raise Refused(409, why)
+        return f"replacing all workers by generation {self._managed.facts().generation}"
+
+    def _drain(self, parameters: dict[str, str]) -> str:
+        self._refuse_at_the_end()
+        self._managed.drain(COMMAND)
+        return f"the server is {self._managed.facts().going}"
+
+    def _refuse_at_the_end(self) -> None:
+        if going := self._managed.facts().going:
+            raise Refused(409, f"the server is {going}")

@@ -1,0 +1,541 @@
+"""The management listener: it tells the truth, obeys whom it may, and nobody can hold it up."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from harness import SOURCE, WAIT, Client, wait_for
+
+BOOTS = "apps.boots:app"
+CONTROL = "apps.control:app"
+ANY = "127.0.0.1:0"
+
+
+@pytest.fixture
+def managed(start):
+    """A server of two workers that is managed."""
+    return start(CONTROL, workers=2, admin=ANY)
+
+
+def ask(server, target="/readyz", method="GET", **headers):
+    with Client(server.admin) as client:
+        return client.request(target, method, **{"host": "localhost", **headers}).response(method)
+
+
+def told(server):
+    return json.loads(ask(server).body)
+
+
+def figures(server):
+    """Every sample of /metrics by its name and labels."""
+    page = ask(server, "/metrics").text
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in page.splitlines() if line[0] != "#"}
+
+
+def test_it_says_where_it_is_and_answers(managed):
+    """The log has its address; a client that knows HTTP gets JSON."""
+    host, port = managed.admin
+    answer = httpx.get(f"http://{host}:{port}/livez")
+    assert answer.status_code == 200
+    assert answer.json() == {"alive": True, "pid": managed.pid}
+    assert httpx.head(f"http://{host}:{port}/readyz").status_code == 200
+    assert httpx.get(f"http://{host}:{port}/nothing").status_code == 404
+    assert httpx.post(f"http://{host}:{port}/livez").status_code == 405
+
+
+def test_ready_and_who_is(managed):
+    """All slots are ready, with the pids of the workers."""
+    found = told(managed)
+    assert found["ready"] is True
+    assert found["reasons"] == []
+    assert found["workers"] == {"wanted": 2, "ready": 2, "needed": 1}
+    assert sorted(slot["pid"] for slot in found["slots"]) == sorted(managed.workers())
+    assert {slot["state"] for slot in found["slots"]} == {"ready"}
+
+
+def test_not_ready_while_all_boot(start, tmp_path):
+    """503, and every slot that boots is named."""
+    (tmp_path / "hang").touch()
+    server = start(BOOTS, workers=2, admin=ANY, env={"BOOTS": str(tmp_path)}, wait=False)
+    server.wait_log("management on")
+    wait_for((tmp_path / "hanging").exists)
+    answer = wait_for(lambda: (found := ask(server)).status == 503 and b"booting" in found.body and found)
+    found = json.loads(answer.body)
+    assert found["ready"] is False
+    assert found["reasons"] == ["0 of 2 workers ready, 1 needed", "worker 0 is booting", "worker 1 is booting"]
+    assert ask(server, "/livez").status == 200
+
+
+def test_a_slot_that_backs_off_is_named(start, tmp_path):
+    """A worker that dies again and again leaves its slot empty for a while: not ready, and since when it is tried again."""
+    server = start(BOOTS, admin=ANY, env={"BOOTS": str(tmp_path)})
+    (tmp_path / "exit").touch()
+    os.kill(server.workers()[0], signal.SIGKILL)
+    server.wait_log("has died early 2 times in a row")
+    found = wait_for(lambda: (found := told(server))["slots"][0]["state"] == "backing off" and found)
+    assert found["ready"] is False
+    assert "worker 0 is backing off" in found["reasons"]
+    assert found["slots"][0]["failures"] >= 2
+    (tmp_path / "exit").unlink()
+    wait_for(lambda: told(server)["ready"])
+
+
+def test_a_stuck_worker_is_named_and_half_is_enough(managed):
+    """A worker that takes nothing from its queue is stuck; the other one is enough to be ready."""
+    victim = managed.workers()[0]
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(managed.connect()).request("/")
+            slot = wait_for(lambda: next((slot for slot in told(managed)["slots"] if slot["state"] == "stuck"), None))
+            assert slot["pid"] == victim
+            assert told(managed)["ready"] is True
+    finally:
+        os.kill(victim, signal.SIGCONT)
+
+
+def test_more_workers_wanted_are_not_missed_yet(start):
+    """To scale up a server that is ready does not make it unready."""
+    server = start(workers=1, admin=ANY)
+    answers = []
+    assert ask(server, "/scale?workers=6", "POST").status == 202
+    while len(server.workers()) < 6 or told(server)["workers"]["ready"] < 6:
+        answers.append(ask(server).status)
+    assert set(answers) <= {200}
+    assert told(server)["workers"] == {"wanted": 6, "ready": 6, "needed": 3}
+
+
+def test_counters_only_grow(managed):
+    """Requests are counted once, also those of a worker that is gone."""
+    for _ in range(20):
+        assert managed.get("/").status == 200
+    with managed.connect() as client:
+        client.send(b"nonsense\r\n\r\n").rest()
+    wait_for(lambda: figures(managed)["epollard_requests_total"] == 20)
+    wait_for(lambda: figures(managed)["epollard_requests_rejected_total"] == 1)
+    managed.signal(signal.SIGHUP)
+    managed.wait_log("2 workers of generation 2 ready")
+    wait_for(lambda: managed.log.count("exited with 0") == 2)
+    after = figures(managed)
+    assert after["epollard_requests_total"] == 20
+    assert after["epollard_connections_accepted_total"] == 21
+    assert after['epollard_workers{state="ready"}'] == 2
+    assert after["epollard_ready"] == 1
+
+
+def test_metrics_are_what_prometheus_reads(managed):
+    """Each sample follows its HELP and TYPE, and each family is there once (text format 0.0.4)."""
+    answer = ask(managed, "/metrics")
+    assert answer.header("content-type") == "text/plain; version=0.0.4; charset=utf-8"
+    seen = []
+    for line in answer.text.splitlines():
+        if match := re.fullmatch(r"# HELP (\w+) \S.*", line):
+            seen.append(match[1])
+        elif match := re.fullmatch(r"# TYPE (\w+) (gauge|counter)", line):
+            assert match[1] == seen[-1]
+            assert match[1].endswith("_total") is (match[2] == "counter")
+        else:
+            match = re.fullmatch(r'(\w+)(?:\{\w+="[^"]*"\})? [0-9.]+', line)
+            assert match, line
+            assert match[1] == seen[-1]
+    assert len(seen) == len(set(seen)) >= 9
+
+
+@pytest.mark.parametrize("busy", ["loop", "threads"])
+def test_saturation_is_measured(start, busy):
+    """Near 0 while nobody asks; near 1 while a worker computes all the time, or all its threads are held; then 0 again."""
+    server = start(CONTROL, workers=1, threads=4, admin=ANY)
+    wait_for(lambda: figures(server)["epollard_saturation"] < 0.1)
+    target, clients = ("/compute", 2) if busy == "loop" else ("/sleep", 4)
+    with contextlib.ExitStack() as stack:
+        open_ = [stack.enter_context(server.connect()) for _ in range(clients)]
+        deadline = time.monotonic() + WAIT
+        found = 0.0
+        for client in open_:
+            client.request(target + "?0.1")
+        while found < 0.85 and time.monotonic() < deadline:
+            for client in open_:
+                client.response()
+                client.request(target + "?0.1")
+            found = figures(server)["epollard_saturation"]
+        assert found >= 0.85
+        for client in open_:
+            client.response()
+    wait_for(lambda: figures(server)["epollard_saturation"] < 0.1)
+
+
+# Commands.
+
+
+def test_scale_reload_and_drain(managed):
+    """Each of them does what the signal does, and the answer says what is wanted now."""
+    answer = ask(managed, "/scale?workers=3", "POST")
+    assert (answer.status, json.loads(answer.body)) == (202, {"done": "3 workers wanted"})
+    managed.wait_log("^.*command: 3 workers wanted")
+    wait_for(lambda: len(managed.workers()) == 3)
+    assert ask(managed, "/reload", "POST").status == 202
+    managed.wait_log("3 workers of generation 2 ready")
+    assert ask(managed, "/drain", "POST").status == 202
+    assert managed.ended() == 0
+    assert "stopped: " in managed.log
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "headers", "status"),
+    [
+        ("/scale", "POST", {}, 400),
+        ("/scale?workers=0", "POST", {}, 400),
+        ("/scale?workers=9999", "POST", {}, 400),
+        ("/scale?workers=%31", "GET", {}, 405),
+        ("/scale?workers=\u00b2".encode().decode("latin-1"), "POST", {}, 400),
+        ("/scale?workers=auto", "POST", {}, 400),
+        ("/scale?" + "&".join("a=1" for _ in range(50)), "POST", {}, 400),
+        ("/scale?workers", "POST", {}, 400),
+        ("/reload", "GET", {}, 405),
+        ("/drain", "PUT", {}, 405),
+        ("/drain", "HEAD", {}, 405),
+        ("/drain", "POST", {"origin": "http://evil.example"}, 403),
+        ("/drain", "POST", {"origin": "null"}, 403),
+        ("/drain", "POST", {"origin": "http://localhost"}, 403),
+        ("/drain", "POST", {"sec_fetch_site": "cross-site"}, 403),
+        ("/drain", "POST", {"host": "evil.example:8001"}, 421),
+        ("/drain", "POST", {"host": "127.0.0.1.evil.example"}, 421),
+        ("/readyz", "GET", {"host": "evil.example"}, 421),
+        ("/readyz", "GET", {"host": "[::1]:8001"}, 200),
+        ("/readyz", "GET", {"host": "127.0.0.1:1"}, 200),
+        ("/readyz", "GET", {"host": "LOCALHOST:8001"}, 200),
+        ("http://evil.example/readyz", "GET", {}, 421),
+        ("/readyz/", "GET", {}, 404),
+        ("/readyz?verbose", "GET", {}, 200),
+        ("*", "OPTIONS", {}, 404),
+    ],
+)
+def test_what_is_not_obeyed(managed, target, method, headers, status):
+    """No nonsense, no other method, nothing from a browser, and on loopback no Host that a web page may have bent to it."""
+    if not target.isascii():
+        with Client(managed.admin) as client:
+            line = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+            assert client.send(line.encode("latin-1")).response().status == status
+    else:
+        assert ask(managed, target, method, **headers).status == status
+    assert "wanted" not in managed.log
+    assert "stopping" not in managed.log
+
+
+def test_a_command_has_no_body(managed):
+    """What is not read is not obeyed, and its sender still gets the answer."""
+    with Client(managed.admin) as client:
+        answer = client.post("/drain", b"x" * 200_000, host="localhost")
+        assert answer.status == 413
+    assert told(managed)["ready"] is True
+
+
+def test_commands_come_from_this_machine_only(start, other_machine):
+    """A client with another address may read, and no more."""
+    ip, run = other_machine
+    server = start(admin="0.0.0.0:0")
+    port = server.admin[1]
+    program = "import sys, httpx; print(httpx.request(sys.argv[1], sys.argv[2], trust_env=False).status_code)"
+    assert run(program, "GET", f"http://{ip}:{port}/readyz") == "200"
+    assert run(program, "POST", f"http://{ip}:{port}/drain") == "403"
+    with Client((ip, port)) as client:  # from here, by the address that others use
+        assert client.post("/reload", b"", host="name").status == 202
+
+
+@pytest.fixture
+def other_machine():
+    """A network namespace: our address as it sees it, and how to run Python there."""
+    name = f"epo{os.getpid()}"
+    commands = [
+        f"ip netns add {name}",
+        f"ip link add {name}a type veth peer name {name}b netns {name}",
+        f"ip addr add 10.213.7.1/30 dev {name}a",
+        f"ip link set {name}a up",
+        f"ip -n {name} addr add 10.213.7.2/30 dev {name}b",
+        f"ip -n {name} link set {name}b up",
+    ]
+
+    def run(program, *words):
+        command = ["ip", "netns", "exec", name, sys.executable, "-c", program, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=WAIT).stdout.strip()
+
+    try:
+        for command in commands:
+            try:
+                done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+            except FileNotFoundError:
+                pytest.skip("there is no ip(8)")
+            if done.returncode:
+                pytest.skip(f"no network namespace can be made here: {done.stderr.strip()}")
+        yield "10.213.7.1", run
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def test_no_command_at_the_end(start, tmp_path):
+    """A server that stops answers 503 to the probe, and 409 to every command, until its last worker has gone."""
+    server = start(CONTROL, admin=ANY)
+    with server.connect() as client:
+        client.request(f"/until?{tmp_path}/go")
+        wait_for((tmp_path / "go.running").exists)
+        server.signal(signal.SIGTERM)
+        server.wait_log("SIGTERM: stopping")
+        answer = ask(server)
+        assert answer.status == 503
+        assert "the server is stopping" in json.loads(answer.body)["reasons"]
+        assert ask(server, "/livez").status == 200
+        for target in "/scale?workers=2", "/reload", "/drain":
+            assert ask(server, target, "POST").status == 409
+        (tmp_path / "go").touch()
+        assert client.response().text == "done"
+    assert server.ended() == 0
+
+
+# Where it listens.
+
+
+def test_by_default_it_gives_way(start):
+    """The default address is taken: the server says so, and serves."""
+    with taken("127.0.0.1:8001"):
+        server = start(admin=None)
+        assert "cannot listen on 127.0.0.1:8001: another server listens there; the server goes on without it" in server.log
+        assert server.get("/").status == 200
+
+
+def test_an_address_that_was_asked_for_must_be_had(start):
+    """The same address, asked for by flag or by variable: status 1, nothing is started, no port stays bound."""
+    with taken("127.0.0.1:0") as address:
+        for options in {"admin": address}, {"admin": None, "env": {"EPOLLARD_ADMIN": address}}:
+            server = start(wait=False, **options)
+            assert server.ended() == 1
+            assert f"cannot listen on {address}: another server listens there" in server.log
+            assert "Traceback" not in server.log
+
+
+@contextlib.contextmanager
+def taken(address):
+    """Somebody listens there, be it by our doing or not."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            listener.bind((host, int(port)))
+            listener.listen()
+        yield f"{host}:{listener.getsockname()[1] or port}"
+
+
+def test_off_is_none(start):
+    """No address, and no word about one."""
+    assert "management" not in start(admin="off").log
+
+
+def test_on_a_unix_socket(start, tmp_path):
+    """Its file is there while the server is, and its owner may command."""
+    path = tmp_path / "admin.sock"
+    server = start(admin=f"unix:{path}")
+    with Client(str(path)) as client:
+        assert client.post("/scale?workers=2", b"").status == 202
+    server.wait_log("2 workers ready")
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
+    assert not path.exists()
+
+
+def test_on_ipv6(start):
+    """Brackets, as everywhere."""
+    server = start(admin="[::1]:0")
+    assert ask(server).status == 200
+
+
+# Nobody can hold it up.
+
+
+def test_silent_and_slow_clients_hold_up_nobody(managed):
+    """Hundreds that say nothing, or a part: who asks is answered at once, and workers that die are replaced meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for number in range(300):
+            client = stack.enter_context(Client(managed.admin))
+            if number % 3:
+                client.send(b"GET /livez HT" if number % 3 == 1 else b"G")
+        asked = time.monotonic()
+        assert ask(managed).status == 200
+        assert time.monotonic() - asked < WAIT / 4
+        os.kill(managed.workers()[0], signal.SIGKILL)
+        managed.wait_log("is ready")
+        assert len(wait_for(lambda: len(found := managed.workers()) == 2 and found)) == 2
+
+
+def test_a_silent_client_is_sent_away(managed):
+    """A part of a head is waited for, but not long."""
+    with Client(managed.admin) as client:
+        client.send(b"GET /livez HTTP/1.1\r\n")
+        assert client.closed()
+
+
+def test_a_client_that_does_not_read_is_sent_away(managed):
+    """It cannot make the server keep its answer: the deadline is for the whole of it."""
+    with Client(managed.admin, receive_buffer=1024) as client:
+        client.request("/metrics", host="localhost")
+        wait_for(lambda: f":{client.socket.getsockname()[1]:04X} " not in established(managed), seconds=WAIT)
+    assert told(managed)["ready"] is True
+
+
+def established(server):
+    """Remote ends of the connections of the management listener (proc_net_tcp: state 01 is established)."""
+    port = f":{server.admin[1]:04X}"
+    with open("/proc/net/tcp", encoding="ascii") as file:
+        rows = [line.split() for line in file][1:]
+    return " ".join(row[2] + " " for row in rows if row[1].endswith(port) and row[3] == "01")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"GET /livez HTTP/1.1\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\nHost: x\n\n", 400),
+        (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nA: " + b"x" * 100_000, 431),
+        (b"GET /livez HTTP/3.0\r\nHost: localhost\r\n\r\n", 505),
+        (b"POST /drain HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n", 400),
+        (b"POST /drain HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 413),
+        (b"GET /%00%ff%0d%0a HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+    ],
+)
+def test_nonsense_is_answered_and_harms_nothing(managed, sent, status):
+    """What is not HTTP gets the status that says so; the supervisor goes on."""
+    with Client(managed.admin) as client:
+        assert client.send(sent).response().status == status
+    assert told(managed)["ready"] is True
+    assert "Traceback" not in managed.log
+
+
+def test_clients_that_reset_harm_nothing(managed):
+    """They leave before, during and after their answer."""
+    for sent in (b"", b"GET", b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n") * 20:
+        client = Client(managed.admin)
+        client.send(sent)
+        client.reset()
+    assert told(managed)["ready"] is True
+    assert "Traceback" not in managed.log
+
+
+def test_workers_hold_nothing_of_it(managed):
+    """A worker that is forked while clients are connected keeps neither them nor the listener."""
+    with Client(managed.admin) as client:
+        client.send(b"GET /livez HTTP/1.1\r\nHost: ")
+        managed.signal(signal.SIGTTIN)
+        managed.wait_log("3 workers ready")
+        port = managed.admin[1]
+        for pid in managed.workers():
+            assert port not in {local for local, _ in sockets_of(pid)}
+        assert port in {local for local, _ in sockets_of(managed.pid)}
+        assert client.send(b"localhost\r\n\r\n").response().status == 200
+
+
+def sockets_of(pid):
+    """Local port and state of each TCP socket that a process holds."""
+    inodes = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    with open("/proc/net/tcp", encoding="ascii") as file:
+        rows = [line.split() for line in file][1:]
+    return [(int(row[1].rpartition(":")[2], 16), row[3]) for row in rows if f"socket:[{row[9]}]" in inodes]
+
+
+# The command line.
+
+
+def ctl(*words, **environ):
+    """A real `python -m epollard.ctl`, run to its end."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("EPOLLARD_")}
+    return subprocess.run(
+        [sys.executable, "-m", "epollard.ctl", *words],
+        env=kept | {"PYTHONPATH": str(SOURCE)} | environ,
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+    )
+
+
+def test_epollardctl_commands_a_server(managed):
+    """Each command is obeyed, says in one line what is wanted now, and ends with 0."""
+    address = "{}:{}".format(*managed.admin)
+    assert ctl("healthcheck", EPOLLARD_ADMIN=address).returncode == 0
+    done = ctl("scale", "3", "--admin", address)
+    assert (done.returncode, done.stdout) == (0, "3 workers wanted\n")
+    managed.wait_log("3 workers ready")
+    status = ctl("status", "--admin", address)
+    assert status.stdout.splitlines()[0] == "ready: 3 of 3 workers"
+    assert len(status.stdout.splitlines()) == 4
+    assert ctl("reload", "--admin", address).stdout == "replacing all workers by generation 2\n"
+    managed.wait_log("3 workers of generation 2 ready")
+    assert ctl("drain", "--admin", address).stdout == "the server is stopping\n"
+    assert managed.ended() == 0
+    gone = ctl("status", "--admin", address)
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert gone.stderr == f"epollardctl: {address}: Connection refused\n"
+
+
+def test_epollardctl_reads_the_file_of_the_server(managed, tmp_path):
+    """As the server, it takes the address from the configuration file."""
+    host, port = managed.admin
+    file = tmp_path / "it.toml"
+    file.write_text(f'admin = "{host}:{port}"\n')
+    assert ctl("healthcheck", "--config", str(file)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ((), 2, "usage: epollardctl"),
+        (("dance",), 2, "'dance' is no command"),
+        (("scale",), 2, "scale: '' is not a number"),
+        (("scale", "many"), 2, "scale: 'many' is not a number"),
+        (("reload", "--nonsense"), 2, "unknown option '--nonsense'"),
+        (("reload", "--admin", "off"), 1, "no management address"),
+        (("healthcheck", "--admin", "nowhere"), 2, "--admin: 'nowhere' is not HOST:PORT"),
+    ],
+)
+def test_epollardctl_says_what_is_wrong(words, status, said):
+    """One line on standard error, and the status: 2 where the command makes no sense, 1 where it cannot be had."""
+    done = ctl(*words)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_healthcheck_without_management_asks_every_address(start, tmp_path):
+    """`OPTIONS *`, which the application never sees; one address that does not answer is enough to be ill."""
+    server = start(bind=["127.0.0.1:0", f"unix:{tmp_path}/it"], admin="off")
+    binds = f"127.0.0.1:{server.port},unix:{tmp_path}/it"
+    assert ctl("healthcheck", EPOLLARD_ADMIN="off", EPOLLARD_BIND=binds).returncode == 0
+    done = ctl("healthcheck", EPOLLARD_ADMIN="off", EPOLLARD_BIND=f"{binds},unix:{tmp_path}/nothing")
+    assert done.returncode == 1
+    assert f"unix:{tmp_path}/nothing: No such file or directory" in done.stdout
+    server.signal(signal.SIGTERM)
+    server.ended()
+    assert ctl("healthcheck", EPOLLARD_ADMIN="off", EPOLLARD_BIND=binds).returncode == 1
+
+
+def test_healthcheck_is_readiness(start, tmp_path):
+    """A server whose workers all boot is not well, though it listens; the reason is printed."""
+    (tmp_path / "hang").touch()
+    server = start(BOOTS, admin=ANY, env={"BOOTS": str(tmp_path)}, wait=False)
+    server.wait_log("management on")
+    wait_for((tmp_path / "hanging").exists)
+    done = ctl("healthcheck", EPOLLARD_ADMIN="{}:{}".format(*server.admin))
+    assert done.returncode == 1
+    assert "0 of 1 workers ready, 1 needed; worker 0 is booting" in done.stdout
