@@ -81,7 +81,8 @@ class Guest:
         """The server is going: who has no end of their own are told. To be called again while there may be new ones."""
         for call in tuple(self._calls):
             if type(call) is Session:
-                call.dismiss()
+                if not call.dismiss():
+                    continue
             elif type(call) is Call and call.opened and not call.done and call.head is not None and call.head.events:
                 call.finish_stream()
             else:

@@ -172,7 +172,7 @@ def refusal(status: int, date: bytes, *, body: bool = True) -> bytes:
     text = f"{status} {phrase}\n".encode()
     fields = f"HTTP/1.1 {status} {phrase}\r\nServer: epollard\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\n"
     if status == 426:  # RFC 9110 15.5.22, RFC 6455 4.4
-        fields += "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        fields += "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     return b"".join((fields.encode(), CLOSE, date, b"\r\n", text if body else b""))
 
 

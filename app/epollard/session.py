@@ -7,7 +7,7 @@ from typing import Final
 
 from . import log, response, websocket
 from .asgi import CLIENT_LEFT, App, Call, ClientDisconnected, Host, Message, resolve
-from .connection import HIGH, LOW, Connection
+from .connection import HIGH, LOW, NEVER, Connection
 from .request import Request
 from .scope import Scope
 from .websocket import BINARY, CLOSE, FAIL, PING, PONG, TEXT, Offer, Receiver, close_frame, frame
@@ -28,6 +28,7 @@ class Session:
     """One call of the application for one WebSocket. The sink of its connection from the handshake on."""
 
     __slots__ = (
+        "_deadline",
         "_denial",
         "_greeted",
         "_held",
@@ -36,6 +37,7 @@ class Session:
         "_over",
         "_pinged",
         "_receiver",
+        "_room",
         "_size",
         "_state",
         "_waiter",
@@ -61,6 +63,7 @@ class Session:
         self._offer = offer
         self._receiver = Receiver(max_size, offer.deflate)
         self._state = CONNECTING
+        self._deadline = NEVER  # for the client's close frame
         self._greeted = False  # the application has had websocket.connect
         self._denial: Call | None = None
         self._messages: deque[Message] = deque()  # for the application
@@ -68,17 +71,19 @@ class Session:
         self._held = False  # more has arrived than the application takes
         self._over: tuple[int, str] | None = None  # how it ended: code and reason
         self._pinged = False  # and nothing was heard since
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None  # for a message
+        self._room: asyncio.Future[None] | None = None  # for the client to take what it was sent
 
     async def run(self, app: App, scope: Scope) -> None:
         """Call the application, and see to it that the client hears of the end."""
-        failed = False
+        failed = dismissed = False
         try:
             await app(scope, self.receive, self.send)
         except BaseException as error:
             failed = True
             gone = self._state == CLOSED and isinstance(error, ClientDisconnected | asyncio.CancelledError)
-            if not gone:
+            dismissed = self.connection.server.draining and isinstance(error, asyncio.CancelledError)
+            if not gone and not dismissed:
                 log.exception(f"application failed on WebSocket {self.request.line.target} of {self.connection.name()}", error)
         if self._denial is not None:
             if not self._denial.done:
@@ -86,7 +91,7 @@ class Session:
         elif self._state == CONNECTING:
             if not failed:
                 log.error(f"application returned without an answer on WebSocket {self.request.line.target}")
-            self._refuse(500)
+            self._refuse(503 if dismissed else 500)
         elif self._state == OPEN:
             self._close(INTERNAL_ERROR if failed else NORMAL, "")
         self.ended = True
@@ -101,6 +106,10 @@ class Session:
             self._greeted = True
             return {"type": "websocket.connect"}
         while not self._messages:
+            if self._denial is not None:
+                while (await self._denial.receive())["type"] != "http.disconnect":
+                    pass
+                return {"type": "websocket.disconnect", "code": ABNORMAL, "reason": ""}
             if self._over is not None:
                 code, reason = self._over
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}
@@ -109,13 +118,11 @@ class Session:
                 waiter = self._waiter = asyncio.Future(loop=self.host.aio)
                 await waiter
             else:
-                await asyncio.shield(waiter)  # of several that wait, one may be cancelled
+                await asyncio.wait((waiter,))  # another task waits for it, too, and may be cancelled
         message = self._messages.popleft()
-        if self._size:
-            self._size -= len(message.get("text") or message.get("bytes") or b"")
-            if self._held and self._size <= LOW and len(self._messages) < QUEUE // 2:
-                self._held = False
-                self.connection.release()
+        self._size -= len(message.get("text") or message.get("bytes") or b"")
+        if self._held and self._size <= LOW and len(self._messages) < QUEUE // 2:
+            self._release()
         return message
 
     async def send(self, message: Message) -> None:
@@ -123,6 +130,9 @@ class Session:
         kind = message["type"]
         if self._state == CLOSED or (self._state == CLOSING and kind == "websocket.send"):
             raise ClientDisconnected("the WebSocket is closed")
+        if self.connection.closed:
+            self._end(ABNORMAL, "")
+            raise ClientDisconnected("the client is gone")
         if kind == "websocket.send":
             if self._state != OPEN:
                 raise RuntimeError("websocket.send before websocket.accept")
@@ -183,6 +193,7 @@ class Session:
             call.started = self.started
             call.late = True
             self.connection.sink = call
+            self._wake()
         await call.send({**message, "type": kind.removeprefix("websocket.")})
         if call.done:
             self._end(ABNORMAL, "")
@@ -193,20 +204,25 @@ class Session:
         """See `connection.Sink`."""
         self._pinged = False
         connection = self.connection
-        for kind, payload in self._receiver.feed(content):
-            if kind == TEXT:
-                self._push({"type": "websocket.receive", "text": payload}, len(payload))
-            elif kind == BINARY:
-                self._push({"type": "websocket.receive", "bytes": payload}, len(payload))
-            elif kind == PING:
-                if self._state == OPEN and connection.pending <= HIGH:
-                    connection.write(frame(PONG, payload))
-            elif kind == CLOSE:
-                self._on_close(*payload)
-            elif kind == FAIL:
-                self._on_failure(*payload)
-        if self._state == CLOSING and not connection.closed:  # who talks on does not win time
-            connection.due = min(connection.due, connection.server.now + CLOSE_SECONDS)
+        receiver = self._receiver
+        while True:
+            for kind, payload in receiver.feed(content):
+                if kind == TEXT:
+                    self._push({"type": "websocket.receive", "text": payload}, len(payload))
+                elif kind == BINARY:
+                    self._push({"type": "websocket.receive", "bytes": payload}, len(payload))
+                elif kind == PING:
+                    if self._state == OPEN and connection.pending <= HIGH:
+                        connection.write(frame(PONG, payload))
+                elif kind == CLOSE:
+                    self._on_close(*payload)
+                elif kind == FAIL:
+                    self._on_failure(*payload)
+            if not receiver.more or self._held:
+                break
+            content = b""
+        if self._state == CLOSING:  # who talks on does not win time
+            connection.due = self._deadline
 
     def end(self) -> None:
         """Never called: a WebSocket ends by its own frames."""
@@ -217,9 +233,10 @@ class Session:
         return True
 
     def on_end(self) -> None:
-        """See `connection.Listener`: the client left before it was accepted."""
-        self._end(ABNORMAL, "")
-        self.connection.close()
+        """See `connection.Listener`: the client says nothing more. What it has said before is still to be received."""
+        if self._state == CONNECTING:
+            self._end(ABNORMAL, "")
+            self.connection.close()
 
     def on_deadline(self) -> None:
         """See `connection.Stream`: silence. Ping; if there was silence after that, too, the client is gone."""
@@ -263,12 +280,29 @@ class Session:
         self.connection.start = -1  # it may have said more: linger
         self._leave()
 
+    def _release(self) -> None:
+        """The application takes more again."""
+        self._held = False
+        connection = self.connection
+        if self._state == CLOSED:
+            return
+        connection.sink = self  # which `on_end` took away
+        if self._receiver.more:
+            self.feed(b"")
+        if connection.closed:
+            self._end(ABNORMAL, "")
+        elif not self._held:
+            connection.release()
+
     # The end.
 
-    def dismiss(self) -> None:
-        """The server is going (code 1012), and the client should come back."""
+    def dismiss(self) -> bool:
+        """The server is going (code 1012), and the client should come back. False: it is not decided yet whether it may in."""
         if self._state == OPEN:
             self._close(SERVICE_RESTART, "service restart")
+        elif self._state == CONNECTING and self._waiter is not None and not self._waiter.done():
+            self._refuse(503)  # nothing is decided while the application waits for the client
+        return self._state != CONNECTING
 
     def _close(self, code: int, reason: str) -> None:
         """Begin the closing handshake."""
@@ -279,10 +313,8 @@ class Session:
         self._messages.clear()
         self._size = 0
         if self._held:
-            self._held = False
-            connection.release()
-        if not connection.closed:
-            connection.due = connection.server.now + CLOSE_SECONDS
+            self._release()
+        self._deadline = connection.due = connection.server.now + CLOSE_SECONDS
         self._over = self._over or (code, reason)
         self._wake()
 
@@ -319,7 +351,9 @@ class Session:
             resolve(self._waiter)
 
     async def _drained(self) -> None:
-        """Wait while too much waits for the client already."""
-        drained: asyncio.Future[None] = asyncio.Future(loop=self.host.aio)
-        self.connection.call_when_drained(partial(resolve, drained))
-        await drained
+        """Wait while too much waits for the client already, as other tasks may do too."""
+        room = self._room
+        if room is None or room.done():
+            room = self._room = asyncio.Future(loop=self.host.aio)
+            self.connection.call_when_drained(partial(resolve, room))
+        await asyncio.wait((room,))

@@ -246,6 +246,10 @@ def _extensions(values: list[str]) -> Iterator[tuple[str, list[tuple[str, str | 
 
 # --- What the client sends -------------------------------------------------------------------------------------------
 
+# What one `feed` may make of its bytes, be they compressed or the smallest of frames. An event counts as its length and this.
+ROOM: Final = 256 * 1024
+EVENT: Final = 256
+
 
 class FrameError(Exception):
     """The client broke a rule: the close code and the reason to tell it."""
@@ -266,7 +270,7 @@ class Receiver:
 
     __slots__ = (
         *("_deflate", "_done", "_final", "_held", "_idle", "_key", "_left", "_max_message"),
-        *("_message", "_opcode", "_packed", "_small", "_tail", "_wire"),
+        *("_message", "_opcode", "_packed", "_room", "_small", "_tail", "_wire"),
     )
 
     def __init__(self, max_message: int, deflate: Deflate | None) -> None:
@@ -275,7 +279,8 @@ class Receiver:
         self._deflate = deflate
         self._done = False  # closed or failed: what comes behind is not read
         self._idle = True  # nothing is under way: no message, no part of a frame
-        self._held = b""  # the beginning of a frame's head, or of a control frame
+        self._held = b""  # the beginning of a frame's head, or of a control frame; or what there was no room for
+        self._room = 0
         # The data frame under way.
         self._left = -1  # bytes of payload to come; -1: there is no such frame
         self._final = False
@@ -292,8 +297,13 @@ class Receiver:
         """Bytes held of messages and frames that are not whole."""
         return len(self._held) + len(self._message)
 
+    @property
+    def more(self) -> bool:
+        """There was no room for all events: `feed(b"")` brings the next."""
+        return self._room < 0 and self._held != b""
+
     def feed(self, data: bytes) -> list[tuple[int, Any]]:
-        """Take bytes from the connection, return the events in them, in order. Never raises.
+        """Take bytes from the connection, return the events in them, in order, but see `more`. Never raises.
 
         (TEXT, str), (BINARY, bytes), (PING, bytes), (PONG, bytes); (CLOSE, (code, reason)), where 1005 means that no code was
         sent, and (FAIL, (code, reason)), to be sent to the client: after one of these two all further bytes are ignored.
@@ -316,6 +326,7 @@ class Receiver:
             return events
         if self._held:
             data = self._held + data
+        self._room = ROOM
         try:
             self._held = data[self._read(data, events) :]
         except FrameError as error:
@@ -334,7 +345,7 @@ class Receiver:
     def _read(self, data: bytes, events: list[tuple[int, Any]]) -> int:
         """Read frames. Returns where it stopped for want of bytes. Raises `FrameError`, `UnicodeDecodeError`."""
         at = 0
-        while not self._done:
+        while not self._done and self._room >= 0:
             if self._left < 0:
                 after = self._read_head(data, at, events)
                 if after < 0:
@@ -353,7 +364,7 @@ class Receiver:
                 self._key = self._key[turn:] + self._key[:turn]
                 return at
             self._left = -1
-        return len(data)
+        return len(data) if self._done else at
 
     def _read_head(self, data: bytes, at: int, events: list[tuple[int, Any]]) -> int:
         """Read the head of a frame (RFC 6455 5.2), or a control frame. Returns where it ends, -1 where bytes are wanting."""
@@ -413,6 +424,7 @@ class Receiver:
             return -1
         content = bytes(_unmask(data[at + 6 : end], data[at + 2 : at + 6]))
         if opcode != CLOSE:
+            self._room -= EVENT
             events.append((opcode, content))
             return end
         if len(content) == 1:
@@ -439,6 +451,7 @@ class Receiver:
             self._message += piece
             piece = self._message
             self._message = bytearray()
+        self._room -= EVENT + len(piece)
         events.append((TEXT, str(piece, "utf-8")) if self._opcode == TEXT else (BINARY, bytes(piece)))
         self._opcode = self._wire = 0
         self._tail = b""

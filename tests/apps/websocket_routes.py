@@ -61,7 +61,8 @@ async def echo(scope: MutableMapping[str, Any], receive: Receive, send: Send) ->
 async def describe(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     """Sends its scope, then the process that serves."""
     await accept(receive, send)
-    await send({"type": "websocket.send", "text": json.dumps({**scope, "state": None}, default=bytes.decode)})
+    found = json.dumps({**scope, "state": None}, default=lambda data: data.decode("latin-1"))
+    await send({"type": "websocket.send", "text": found})
     await send({"type": "websocket.send", "text": str(os.getpid())})
     await receive()
 
@@ -101,6 +102,17 @@ async def deny_streamed(scope: MutableMapping[str, Any], receive: Receive, send:
         await send({"type": "websocket.http.response.body", "body": b"x" * 65536, "more_body": True})
         await asyncio.sleep(0)
     await send({"type": "websocket.http.response.body", "body": b"end"})
+
+
+async def deny_listening(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    """A denial without end, until `receive` says that the client has left."""
+    await receive()
+    leaving = asyncio.ensure_future(receive())
+    await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+    while not leaving.done():
+        await send({"type": "websocket.http.response.body", "body": b"no ", "more_body": True})
+        await asyncio.wait([leaving], timeout=0.05)
+    note(scope, leaving.result())
 
 
 async def deny_half(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -186,6 +198,7 @@ async def deaf(scope: MutableMapping[str, Any], receive: Receive, send: Send) ->
         count += len(message.get("bytes") or message["text"])
         if message.get("text") == "count":
             await send({"type": "websocket.send", "text": str(count)})
+    note(scope, count)
 
 
 async def ears(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -222,6 +235,36 @@ async def crowd(scope: MutableMapping[str, Any], receive: Receive, send: Send) -
         for name in range(8):
             group.create_task(work(name))
     note(scope, "all tasks ended")
+
+
+async def choir(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    """Eight tasks send 64 messages of 64 KiB each at once, then a last word is said."""
+    await accept(receive, send)
+
+    async def sing(name: int) -> None:
+        for _ in range(64):
+            await send({"type": "websocket.send", "bytes": bytes([name]) * 65536})
+
+    async with asyncio.TaskGroup() as group:
+        for name in range(8):
+            group.create_task(sing(name))
+    await send({"type": "websocket.send", "text": "amen"})
+    note(scope, await receive())
+
+
+async def deserted(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    """Three tasks receive; the first to wait is cancelled. The others echo with their names."""
+    await accept(receive, send)
+
+    async def work(name: int) -> None:
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": f"{name} {message['text']}"})
+
+    tasks = [asyncio.create_task(work(name)) for name in range(3)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    note(scope, [type(result).__name__ for result in results])
 
 
 async def impatient(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -270,7 +313,7 @@ WEBSOCKETS = {
     "/" + function.__name__.replace("_", "-"): function
     for function in (
         *(echo, describe, choose, bad_header, refuse, deny, deny_streamed, deny_half, raise_before, raise_after),
-        *(return_before, return_after, close, send_after_close, mistakes, deaf, ears, flood, crowd, impatient),
-        *(stubborn, slow_accept, never_accept),
+        *(return_before, return_after, close, send_after_close, mistakes, deaf, ears, flood, crowd, choir, deserted),
+        *(impatient, stubborn, slow_accept, never_accept, deny_listening),
     )
 }
