@@ -270,6 +270,26 @@ def test_what_is_held_is_known():
     assert receiver.pending == 0
 
 
+def test_floods_come_in_portions():
+    """One `feed` makes only so much of the smallest frames, or of compressed ones; the rest comes when it is asked for."""
+    zeros = deflate("permessage-deflate; server_no_context_takeover").compress(bytes(1 << 18))
+    floods = [
+        (sent(0x81), (TEXT, ""), 20_000),
+        (sent(0x89), (PING, b""), 20_000),
+        (sent(0xC2, zeros), (BINARY, bytes(1 << 18)), 40),
+    ]
+    for flood, event, count in floods:
+        receiver = Receiver(1 << 18, deflate())
+        found = receiver.feed(flood * count + sent(0x81, b"last")[:5])
+        while receiver.more:
+            portion = receiver.feed(b"")
+            assert sum(256 + len(payload) for _, payload in portion) < 1 << 20
+            found += portion
+        assert found == [event] * count
+        assert receiver.feed(sent(0x81, b"last")[5:]) == [(TEXT, "last")]
+        assert not receiver.more
+
+
 @pytest.mark.parametrize("limit", [0, 1, 5, 124, 125, 126])
 def test_small_limits(limit: int):
     """A limit holds for small messages as for big ones."""

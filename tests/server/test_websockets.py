@@ -674,7 +674,7 @@ def test_an_application_that_does_not_receive(serve, size):
         before = resident(pid)
         count = fill(peer, one)
         assert resident(pid) - before < 8 * MEBIBYTE
-        few = 100 if size < 100_000 else 5
+        few = 400 if size < 100_000 else 5
         other.send(one * few).half_close()
         assert server.get("/").status == 200
         with Peer(server, "/ears") as ears:
