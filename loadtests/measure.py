@@ -120,9 +120,15 @@ class Server:
     """One server under test, as a context: started, answering, ended with all that it started."""
 
     def __init__(
-        self, argv: Sequence[str], port: int, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+        self,
+        argv: Sequence[str],
+        port: int,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        cpu: int | None = SERVER_CPU,  # None: any
     ) -> None:
-        self.argv = ["taskset", "-c", str(SERVER_CPU), *argv]
+        self.argv = [*(() if cpu is None else ("taskset", "-c", str(cpu))), *argv]
         self.port = port
         self._env = {**os.environ, **(env or {})}
         self._cwd = cwd
@@ -193,12 +199,14 @@ class Server:
         self._output.close()
 
 
-def epollard(python: str, port: int, app: str | None, *options: str, app_directory: Path | None = None) -> Server:
+def epollard(
+    python: str, port: int, app: str | None, *options: str, app_directory: Path | None = None, cpu: int | None = SERVER_CPU
+) -> Server:
     """epollard of this checkout with one worker and no access log. Later options win."""
     path = os.pathsep.join(map(str, filter(None, [REPOSITORY / "app", app_directory])))
     argv = [python, "-m", "epollard", "--bind", f"127.0.0.1:{port}", "--workers", "1", "--access-log", "off"]
     argv += ["--log-level", "warning", *options]
-    return Server([*argv, *([app] if app else [])], port, env={"PYTHONPATH": path}, cwd=app_directory or LOADTESTS)
+    return Server([*argv, *([app] if app else [])], port, env={"PYTHONPATH": path}, cwd=app_directory or LOADTESTS, cpu=cpu)
 
 
 @dataclass

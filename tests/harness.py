@@ -245,8 +245,13 @@ class Client:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         if source:
             self.socket.bind((source, 0))
-        self.socket.connect(address)
+        try:
+            self.socket.connect(address)
+        except OSError:
+            self.socket.close()
+            raise
         self._buffer = b""
+        self.received = 0  # bytes since it sent something
 
     def __enter__(self) -> Self:
         return self
@@ -262,8 +267,15 @@ class Client:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.socket.close()
 
+    @property
+    def port(self) -> int:
+        """Its own."""
+        port: int = self.socket.getsockname()[1]
+        return port
+
     def send(self, *pieces: bytes) -> Self:
         """Send all of it, in one piece."""
+        self.received = len(self._buffer)
         self.socket.sendall(b"".join(pieces))
         return self
 
@@ -344,6 +356,7 @@ class Client:
     def _more(self) -> bool:
         received = self.socket.recv(65536)
         self._buffer += received
+        self.received += len(received)
         return bool(received)
 
     def _until(self, end: bytes) -> bytes:

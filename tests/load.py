@@ -1,26 +1,54 @@
 """Clients that ask all the time while a test disturbs the server, and count exactly what went wrong."""
 
 import contextlib
+import random
 import socket
 import threading
 import time
 from collections import Counter
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from harness import WAIT, Client
 
 
-class Load:
-    """Half of the clients keep their connection, half make a new one for each request. `with Load(address) as load: ...`"""
+class Failure(NamedTuple):
+    """A request that was not answered as it should have been."""
 
-    def __init__(self, address: tuple[str, int], clients: int = 20, target: str = "/", pause: float = 0.005) -> None:
-        self.failures: list[str] = []
+    when: float  # time.monotonic(), as everywhere here
+    kind: str  # of its client: "one-shot" or "keep-alive"
+    port: int  # of its client; 0 where there was no connection
+    refused: bool  # nobody listens: the server knows nothing of it
+    error: str
+
+
+class Answer(NamedTuple):
+    """A request that was answered."""
+
+    when: float
+    seconds: float  # from before the connection, or before the request where there is one
+    kind: str
+    port: int
+
+
+class Load:
+    """Half of the clients keep their connection, half make a new one for each request. `with Load(address) as load: ...`
+
+    `pause`: seconds between two requests of a client: the clients must not be the machine's whole load.
+    `distance`: a new connection is silent for up to so many seconds, as one is whose first packet comes from far away.
+    """
+
+    def __init__(
+        self, address: tuple[str, int], clients: int = 20, target: str = "/", pause: float = 0.005, distance: float = 0.0
+    ) -> None:
+        self.failures: list[Failure] = []
+        self.log: list[Answer] = []
         self.answers: Counter[str] = Counter()  # by body
-        self.slowest = 0.0  # seconds that a one-shot client has waited
+        self.retries = 0
         self._address = address
         self._target = target
-        self._pause = pause  # seconds between two requests of a client: the clients must not be the machine's whole load
+        self._pause = pause
+        self._distance = distance
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         roles = [self._one_shot, self._keep_alive]
@@ -41,41 +69,56 @@ class Load:
         """How many requests have been answered."""
         return self.answers.total()
 
+    @property
+    def slowest(self) -> float:
+        """Seconds that a one-shot client has waited."""
+        return max((answer.seconds for answer in tuple(self.log) if answer.kind == "one-shot"), default=0.0)
+
     def _one_shot(self) -> None:
         while not self._stopped.wait(self._pause):
-            begun = time.monotonic()
-            try:
-                with Client(self._address) as client:
-                    self._note(client.get(self._target, close=True).text)
-            except (OSError, AssertionError) as error:
-                self.failures.append(f"one-shot: {error!r}")
-            self.slowest = max(self.slowest, time.monotonic() - begun)
+            self._ask("one-shot", None)
 
     def _keep_alive(self) -> None:
         client: Client | None = None
         while not self._stopped.wait(self._pause):
-            reused = client is not None
-            try:
-                client = client or Client(self._address)
-                answer = client.get(self._target)
-                self._note(answer.text)
-                if answer.header("connection") == "close":
-                    client.close()
-                    client = None
-            except (OSError, AssertionError) as error:
-                # RFC 9112 9.3.1: a server may close an idle connection at any time; who reused it asks again, once.
-                before_a_byte = not client or not client._buffer
-                if client:
-                    client.close()
-                client = None
-                if not (reused and before_a_byte):
-                    self.failures.append(f"keep-alive: {error!r}")
+            client = self._ask("keep-alive", client)
         if client:
             client.close()
 
-    def _note(self, text: str) -> None:
+    def _ask(self, kind: str, client: Client | None) -> Client | None:
+        """One request, on `client` where there is one. Returns it where it may be used again."""
+        begun = time.monotonic()
+        while True:
+            reused = client is not None
+            try:
+                if client is None:
+                    client = Client(self._address)
+                    if self._distance:
+                        time.sleep(random.uniform(0, self._distance))
+                answer = client.get(self._target, close=kind == "one-shot")
+                assert answer.status == 200, answer.status
+            except (OSError, AssertionError) as error:
+                port = client.port if client else 0
+                before_a_byte = client is not None and not client.received
+                if client:
+                    client.close()
+                    client = None
+                # RFC 9112 9.3.1: a server may close an idle connection at any time; who reused it asks again, once.
+                if reused and before_a_byte and not isinstance(error, TimeoutError):
+                    self.retries += 1
+                    continue
+                refused = not port and isinstance(error, ConnectionRefusedError)
+                self.failures.append(Failure(time.monotonic(), kind, port, refused, repr(error)))
+                return None
+            break
+        now = time.monotonic()
+        self.log.append(Answer(now, now - begun, kind, client.port))
         with self._lock:
-            self.answers[text] += 1
+            self.answers[answer.text] += 1
+        if kind == "one-shot" or answer.header("connection") == "close":
+            client.close()
+            return None
+        return client
 
 
 def hold(address: tuple[str, int], count: int, stack: contextlib.ExitStack, request: bytes) -> list[socket.socket]:

@@ -99,9 +99,9 @@ def test_a_listener_that_others_hold_open_leaves_all_the_same(group, connect):
 def test_the_longest_program_is_taken(group, connect):
     """As many workers as may be configured: the kernel takes the program for all of them."""
     two = group(2)
-    steering.attach(two.members[0], program([0] + [1] * 1023))
+    steering.attach(two.members[0], steering._ATTACH, program([0] + [1] * 1023))
     assert len(program([1] * 1024)) // 8 <= 4096  # BPF_MAXINSNS
-    steering.attach(two.members[0], program([0, 10**6] + [1] * 1022))
+    steering.attach(two.members[0], steering._ATTACH, program([0, 10**6] + [1] * 1022))
     assert connect(two, 20)[1] >= 15  # all but those with an index that does not exist
 
 
@@ -110,7 +110,7 @@ def test_a_kernel_that_refuses_is_left_alone(group, connect, monkeypatch, capfd)
     two = group(2)
     steered = Steering([two])
 
-    def attach(listener, code):
+    def attach(listener, option, code):
         raise OSError(errno.ENOPROTOOPT, "Protocol not available")
 
     monkeypatch.setattr(steering, "attach", attach)
@@ -125,7 +125,7 @@ def test_the_same_program_is_attached_once(group, monkeypatch):
     two = group(2)
     steered = Steering([two])
     attached = []
-    monkeypatch.setattr(steering, "attach", lambda listener, code: attached.append(code))
+    monkeypatch.setattr(steering, "attach", lambda listener, option, code: attached.append(code))
     for _ in range(3):
         steered.steer({two.members[0]: 1})
     assert len(attached) == 1

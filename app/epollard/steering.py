@@ -18,11 +18,13 @@ from .sockets import TcpGroup
 
 _ATTACH: Final = 51  # SO_ATTACH_REUSEPORT_CBPF, which `socket` does not know (asm-generic/socket.h)
 
-# What the programs are made of: linux/bpf_common.h, linux/filter.h.
-_LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
-_AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
-_JUMP_IF_LESS_ELSE: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K, whose "greater or equal" is our "else"
-_RETURN: Final = 0x06  # BPF_RET | BPF_K
+# What programs are made of: linux/bpf_common.h, linux/filter.h.
+LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
+AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
+JUMP_IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+JUMP_IF_LESS_ELSE: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K, whose "greater or equal" is our "else"
+RETURN: Final = 0x06  # BPF_RET | BPF_K
 _RANDOM: Final = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM
 _BITS: Final = 31  # of the random number: a comparison with bit 31 set is two instructions more inside of the kernel
 
@@ -69,19 +71,24 @@ def program(weights: Sequence[int]) -> bytes:
     """Classic BPF that returns index i with a probability of weights[i] / sum(weights). At least one is above 0."""
     whole = sum(weights)
     last = max(index for index, weight in enumerate(weights) if weight)
-    code = [(_LOAD, 0, 0, _RANDOM), (_AND, 0, 0, (1 << _BITS) - 1)]
+    code = [(LOAD, 0, 0, _RANDOM), (AND, 0, 0, (1 << _BITS) - 1)]
     for index, upto in enumerate(itertools.accumulate(weights[:last])):
         if weights[index]:
-            code += [(_JUMP_IF_LESS_ELSE, 1, 0, (upto << _BITS) // whole), (_RETURN, 0, 0, index)]
-    code.append((_RETURN, 0, 0, last))
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+            code += [(JUMP_IF_LESS_ELSE, 1, 0, (upto << _BITS) // whole), (RETURN, 0, 0, index)]
+    code.append((RETURN, 0, 0, last))
+    return assemble(*code)
 
 
-def attach(listener: socket.socket, code: bytes) -> None:
-    """Make it the program of the listener's whole group. `OSError`, on a kernel that will not."""
+def assemble(*instructions: tuple[int, int, int, int]) -> bytes:
+    """The bytes of classic BPF: of each instruction its code, where it jumps if true and if false, its operand."""
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+
+
+def attach(listener: socket.socket, option: int, code: bytes) -> None:
+    """Make it the program of the listener, or of its whole group. `OSError`, on a kernel that will not."""
     instructions = array.array("Q", code)  # lives until the kernel has read it
     address, size = instructions.buffer_info()
-    listener.setsockopt(socket.SOL_SOCKET, _ATTACH, struct.pack("@HP", size, address))
+    listener.setsockopt(socket.SOL_SOCKET, option, struct.pack("@HP", size, address))
 
 
 class Steering:
@@ -101,7 +108,7 @@ class Steering:
             if code == self._attached.get(group):
                 continue
             try:
-                attach(group.members[0], code)
+                attach(group.members[0], _ATTACH, code)
             except OSError as error:
                 log.warning(f"new connections cannot be steered ({error.strerror}): the kernel's hash spreads them")
                 self.groups = ()

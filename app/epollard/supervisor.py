@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from . import cgroup, log, report, sockets
+from . import cgroup, doors, log, report, sockets
 from .balance import Balance
 from .config import MAX_WORKERS, Config, ConfigError, flag
 from .loop import IN, Loop
@@ -64,6 +64,8 @@ PAUSE: Final = 3.0
 # Seconds between the last connection that is steered to a slot and its end. Handshakes under way are over by then: who has said
 # nothing is kept from us for a second (sockets.DEFER), and a packet that was lost is sent again after one.
 HANDSHAKE: Final = 1.25
+# Seconds between two looks for handshakes under way, when we stop.
+ARRIVAL: Final = 0.05
 # Bytes of a worker's report that are kept: the end of a traceback says most.
 REPORT_LIMIT: Final = 65536
 # Records: each slot may have a worker, its replacement, and some that drain. Pages never touched cost nothing.
@@ -107,6 +109,7 @@ class Supervisor:
         self._generation = 1
         self._configs = {1: config}  # of generations that may yet be needed
         self._stopping = NO
+        self._closes_at = math.inf  # when the listeners are closed, at the latest
         # The fact.
         self._slots: list[Slot] = []
         self._fading: list[Slot] = []  # of too many workers
@@ -245,8 +248,27 @@ class Supervisor:
         else:
             log.info(f"{why}stopping at once")
         self._stopping = level
+        if level == GRACEFUL:
+            self._closes_at = time.monotonic() + doors.SHUT
+            for slot in (*self._slots, *self._fading):
+                self._shut(slot)
+        if level != GRACEFUL or not self._arriving():
+            self._close()
+
+    def _shut(self, slot: Slot) -> None:
+        for listener in slot.listeners:
+            if listener.family != socket.AF_UNIX:  # which needs no time for it, and which all slots share
+                doors.shut(listener)
+
+    def _close(self) -> None:
+        """Close all listeners and ask all workers to go."""
+        self._closes_at = math.inf
         # First our copies, then the workers': whoever closes last must have emptied the queue.
         self._balance.disarm()
+        for slot in self._slots[:1]:
+            for listener in slot.listeners:
+                if listener.family == socket.AF_UNIX:
+                    doors.shut(listener)
         sockets.close(self._groups, [slot.listeners for slot in (*self._slots, *self._fading)])
         for process in self._processes.values():
             self._retire(process)
@@ -278,6 +300,8 @@ class Supervisor:
             self._judge(process)
         self._dump()
         if self._stopping:
+            if self._closes_at < math.inf and (self._due(self._closes_at) or not self._arriving()):
+                self._close()
             return None
         self._resize()
         self._fade()
@@ -293,6 +317,13 @@ class Supervisor:
         self._announce()
         return None
 
+    def _arriving(self) -> bool:
+        """Whether we shall look again, because somebody is in the middle of a handshake."""
+        found = doors.arriving(group.address[1] for group in self._groups if isinstance(group, sockets.TcpGroup))
+        if found:
+            self._wake_at = min(self._wake_at, self._now + ARRIVAL)
+        return found
+
     def _due(self, when: float) -> bool:
         """Whether that time has come; if not, the loop will wait no longer than until then."""
         if self._now >= when:
@@ -303,12 +334,17 @@ class Supervisor:
     def _resize(self) -> None:
         while len(self._slots) > self._workers:
             slot = self._slots.pop()
-            slot.fades_at = self._now + (HANDSHAKE if self._balance.steering.groups else 0)
+            slot.fades_at = self._now + (HANDSHAKE if self._balance.steering.groups else doors.SHUT)
+            if not self._balance.steering.groups:
+                self._shut(slot)
             self._fading.append(slot)
             self._balance.soon()
         while len(self._slots) < self._workers:
             if self._fading and self._now < self._fading[-1].fades_at:
-                self._slots.append(self._fading.pop())
+                slot = self._fading.pop()
+                for listener in slot.listeners:
+                    doors.reopen(listener)
+                self._slots.append(slot)
                 self._balance.soon()
                 continue
             listeners: list[socket.socket] = []

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
-from . import demo, importer, log, scoreboard
+from . import demo, doors, importer, log, scoreboard
 from .accesslog import AccessLog
 from .config import Config
 from .connection import Server
@@ -73,6 +73,7 @@ class Worker:
         self._foreign: dict[bytes, list[socket.socket]] = {}  # by the number of their slot
         self._paused: list[socket.socket] = []  # listeners that wait for a free descriptor
         self._deadline = float("inf")
+        self._orphaned = 0.0  # since when the supervisor is gone
 
     def run(self) -> int:
         """Boot, serve, drain. Returns the process's exit status."""
@@ -139,7 +140,7 @@ class Worker:
         loop = self._loop
         for listener in self._listeners:
             self._watch(listener)
-        loop.watch(self._lifeline, IN, lambda events: self._drain("the supervisor is gone"))
+        loop.watch(self._lifeline, IN, self._on_orphaned)
         loop.watch(self._channel.fileno(), IN, self._on_channel)
         self._watch_signals()
         os.register_at_fork(after_in_child=self._disown)
@@ -218,6 +219,8 @@ class Worker:
         paused, self._paused = self._paused, []
         for listener in paused:
             self._watch(listener)
+        if self._orphaned and now - self._orphaned >= doors.SHUT:
+            self._drain("the supervisor is gone")
         if server.draining:
             interface.dismiss()
         if now > self._deadline:
@@ -299,13 +302,20 @@ class Worker:
 
     # The end.
 
+    def _on_orphaned(self, events: int) -> None:
+        """The supervisor is gone: what it does for a graceful stop is ours to do."""
+        self._loop.unwatch(self._lifeline)
+        for listener in self._listeners:
+            doors.shut(listener)
+        self._orphaned = time.monotonic()
+
     def _drain(self, why: str) -> None:
         """Take what waits in the queues, then no more; let what runs finish; end when the last connection is closed."""
         if self._server.draining:
             return
         log.debug(f"draining: {why}")
-        self._loop.rehandle(self._lifeline, lambda events: None)
-        self._loop.unwatch(self._lifeline)
+        if not self._orphaned:
+            self._loop.unwatch(self._lifeline)
         self._deadline = time.monotonic() + self._config.graceful_timeout + 5.0  # the supervisor's own comes first, if it lives
         self._server.drain()
         self._interface.dismiss()

@@ -1,0 +1,26 @@
+"""What is served while things happen: the same for WSGI and ASGI. `/?ms=2` takes so long, `/pid` says who answers."""
+
+import asyncio
+import os
+import time
+
+
+def wsgi(environ, start_response):
+    """WSGI (PEP 3333)."""
+    if environ["QUERY_STRING"].startswith("ms="):
+        time.sleep(float(environ["QUERY_STRING"][3:]) / 1000)
+    body = b"%d" % os.getpid()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+async def asgi(scope, receive, send):
+    """ASGI 3."""
+    if scope["type"] != "http":
+        raise RuntimeError(f"no {scope['type']} here")
+    if scope["query_string"].startswith(b"ms="):
+        await asyncio.sleep(float(scope["query_string"][3:]) / 1000)
+    body = b"%d" % os.getpid()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

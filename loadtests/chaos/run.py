@@ -1,0 +1,536 @@
+"""Sixty clients ask without pause while everything happens to four workers that can happen to them. Who is not answered?
+
+Half of the clients keep their connection, and ask once more where one that they had used before closes before a byte
+(RFC 9112 9.3.1); half make a new one for each request. Every failure is counted. Each scenario has a promise; the exit status
+is 1 where one was broken. Everything stays on loopback, and only what was started here is ended.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "peers"), str(HERE.parents[1] / "tests")]
+
+import commands  # noqa: E402 - these lie in other directories
+import hands  # noqa: E402
+
+import measure  # noqa: E402
+from harness import children, session  # noqa: E402
+from load import Answer, Failure, hold  # noqa: E402
+
+WORKERS = 4
+PATIENCE = 0.5  # seconds that a new client may wait where a worker is stopped
+STOPPED = 3.0  # seconds that it is
+EVENNESS = 1.1
+LONG_LIVED = 2000
+BIN = 0.25  # seconds of one point in a picture
+AFTERMATH = 10.0  # seconds after a kill in which a failure may still be noticed
+
+# --- Who serves -----------------------------------------------------------------------------------------------------
+
+INTERFACES = ("wsgi", "asgi")
+
+Command = Callable[[Path, int, str], list[str]]
+PEERS: dict[str, Command] = {
+    "gunicorn": lambda bin, port, kind: [
+        *(f"{bin}/gunicorn", "--workers", str(WORKERS), "--reuse-port", "--log-level", "critical"),
+        *("--worker-class", "gthread" if kind == "wsgi" else "asgi", *(["--threads", "8"] if kind == "wsgi" else [])),
+        *("--bind", f"127.0.0.1:{port}", f"applications:{kind}"),
+    ],
+    "uvicorn": lambda bin, port, kind: [
+        *(f"{bin}/uvicorn", "--workers", str(WORKERS), "--no-access-log", "--log-level", "critical"),
+        *("--interface", "asgi3", "--host", "127.0.0.1", "--port", str(port), f"applications:{kind}"),
+    ],
+    "granian": lambda bin, port, kind: [
+        *(f"{bin}/granian", "--interface", kind, "--workers", str(WORKERS), "--no-access-log", "--log-level", "critical"),
+        *("--host", "127.0.0.1", "--port", str(port), f"applications:{kind}"),
+    ],
+}
+
+
+def start(name: str, kind: str, python: str, bin: Path | None, options: Sequence[str]) -> measure.Server:
+    """A server with four workers, on any processor."""
+    port = measure.free_port()
+    if name == "epollard":
+        more = ("--workers", str(WORKERS), "--log-level", "info", *options)
+        return measure.epollard(python, port, f"applications:{kind}", *more, app_directory=HERE, cpu=None)
+    assert bin
+    return measure.Server(PEERS[name](bin, port, kind), port, env={"PYTHONPATH": str(HERE)}, cwd=HERE, cpu=None)
+
+
+# --- What happens ---------------------------------------------------------------------------------------------------
+
+
+class Grip(NamedTuple):
+    """What a worker had in its hands when it was stopped."""
+
+    when: float
+    held: list[hands.Held]
+
+
+@dataclass
+class Run:
+    """One scenario at one server: what was done, what the clients saw, what is to be said of it."""
+
+    scenario: str
+    name: str
+    kind: str
+    server: measure.Server
+    part: float = 1.0  # of the usual number of disturbances
+    begun: float = 0.0
+    ended: float = 0.0
+    marks: list[float] = field(default_factory=list)  # when it was disturbed
+    grips: list[Grip] = field(default_factory=list)
+    last_term: float = float("inf")
+    answers: list[Answer] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    workers: Counter[str] = field(default_factory=Counter)  # answers by process
+    retries: int = 0
+    problems: list[str] = field(default_factory=list)
+    remark: str = ""
+
+    def times(self, usual: int) -> range:
+        """So often, or the part of it that was asked for."""
+        return range(max(1, round(usual * self.part)))
+
+    def mark(self) -> None:
+        self.marks.append(time.monotonic())
+
+    def pids(self) -> list[int]:
+        """The workers that there are, oldest first; not the helper that Python's multiprocessing has beside them."""
+        return [pid for pid in children(self.server.pid) if b"resource_tracker" not in _command(pid)]
+
+    def wait(self, what: str, condition: Callable[[], object], seconds: float = 30.0) -> bool:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                self.problems.append(f"not within {seconds:g} s: {what}")
+                return False
+            time.sleep(0.01)
+        return True
+
+    def grip(self, pid: int) -> None:
+        """Stop a worker and note what it has in its hands."""
+        hands.stop(pid)
+        self.grips.append(Grip(time.monotonic(), hands.in_hands(pid, self.server.port)))
+
+    def in_grip(self, begun: float, ended: float, port: int) -> hands.Held | None:
+        """The connection of this port, where a worker had it in its hands when it was stopped during that time."""
+        for grip in self.grips:
+            if begun <= grip.when <= ended:
+                for held in grip.held:
+                    if held.port == port:
+                        return held
+        return None
+
+    @property
+    def failed(self) -> list[Failure]:
+        """Failures that count: where nobody listens any more after TERM, nobody has lost anything."""
+        return [failure for failure in self.failures if not (failure.refused and failure.when > self.last_term)]
+
+    @property
+    def waits(self) -> list[float]:
+        """Seconds that new clients waited."""
+        return sorted(answer.seconds for answer in self.answers if answer.kind == "one-shot")
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@contextlib.contextmanager
+def clients(run: Run, arguments: argparse.Namespace, target: str) -> Iterator[None]:
+    """Clients, in processes of their own; what they saw is the run's afterwards."""
+    count, processes = arguments.clients, arguments.processes
+    share = [count // processes + (number < count % processes) for number in range(processes)]
+    timing = str(arguments.pause), str(arguments.distance)
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "clients.py"), str(run.server.port), str(each), target, *timing],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for each in share
+    ]
+    try:
+        time.sleep(1.0)  # for their start, and for what is served before anything happens
+        yield
+    finally:
+        for process in started:
+            assert process.stdin
+            process.stdin.close()
+            process.stdin = None  # or communicate would flush it
+        for process in started:
+            seen = json.loads(process.communicate(timeout=60)[0])
+            run.answers += [Answer(*answer) for answer in seen["answers"]]
+            run.failures += [Failure(*failure) for failure in seen["failures"]]
+            run.workers.update(seen["workers"])
+            run.retries += seen["retries"]
+
+
+def reloads(run: Run) -> None:
+    """30 times HUP, each when the last one is done."""
+    for _ in run.times(30):
+        old = {*run.pids()}
+        run.mark()
+        os.kill(run.server.pid, signal.SIGHUP)
+        run.wait("all workers are new", lambda old=old: len(new := run.pids()) == WORKERS and not old & {*new})
+        time.sleep(0.1)
+
+
+def scalings(run: Run) -> None:
+    """60 times to another number of workers, 2 to 6; the next one comes when that is reached, or after a second."""
+    wanted = WORKERS
+    for _ in run.times(60):
+        target = random.choice([number for number in range(2, 7) if number != wanted])
+        run.mark()
+        while wanted != target:
+            up = target > wanted
+            os.kill(run.server.pid, signal.SIGTTIN if up else signal.SIGTTOU)
+            wanted += 1 if up else -1
+            time.sleep(0.05)  # two signals that wait to be delivered are one (signal(7))
+        deadline = time.monotonic() + 1
+        while len(run.pids()) != target and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if said := re.findall(r"(\d+) workers wanted", run.server.output()):
+            wanted = int(said[-1])  # on a crowded machine it may have heard two as one
+    run.wait(f"{wanted} workers", lambda: len(run.pids()) == wanted)
+
+
+def recycling(run: Run) -> None:
+    """Every worker is replaced after 500 requests, for 30 seconds."""
+    known = {*run.pids()}
+    end = time.monotonic() + max(3.0, 30 * run.part)
+    while time.monotonic() < end:
+        if new := {*run.pids()} - known:
+            known |= new
+            run.mark()
+        time.sleep(0.02)
+    run.remark = f"{len(known) - WORKERS} replaced"
+    if len(known) < 2 * WORKERS:
+        run.problems.append("hardly a worker was replaced")
+
+
+def kills(run: Run) -> None:
+    """SIGKILL to a random worker each second for a minute. Stopped first, for an instant, to see what is in its hands."""
+    for _ in run.times(60):
+        if pids := run.pids():
+            victim = random.choice(pids)
+            run.mark()
+            run.grip(victim)
+            os.kill(victim, signal.SIGKILL)
+        time.sleep(1.0)
+
+
+def stops(run: Run) -> None:
+    """SIGSTOP to a random worker for 3 seconds, 15 times, with a second between."""
+    for _ in run.times(15):
+        victim = random.choice(run.pids())
+        run.mark()
+        run.grip(victim)
+        time.sleep(STOPPED)
+        os.kill(victim, signal.SIGCONT)
+        time.sleep(1.0)
+
+
+def nothing(run: Run) -> None:
+    """Only what every run has: TERM at the end."""
+    time.sleep(1.0)
+
+
+def long_lived(run: Run) -> None:
+    """2,000 connections that stay, opened in bursts."""
+    bursts = []
+    with contextlib.ExitStack() as stack:
+        held: list[socket.socket] = []
+        while len(held) < LONG_LIVED:
+            burst = min(random.randrange(20, 300), LONG_LIVED - len(held))
+            bursts.append(burst)
+            run.mark()
+            new = hold(("127.0.0.1", run.server.port), burst, stack, b"GET /pid HTTP/1.1\r\nHost: chaos\r\n\r\n")
+            for client in new:
+                client.recv(4096)
+            held += new
+        counts = [len(hands.in_hands(pid, run.server.port)) for pid in run.pids()]
+    ratio = max(counts) / (LONG_LIVED / WORKERS)
+    run.remark = f"{len(bursts)} bursts; {', '.join(map(str, sorted(counts)))}: fullest {ratio:.3f} of the mean"
+    if sum(counts) != LONG_LIVED or ratio > EVENNESS:
+        run.problems.append(run.remark)
+
+
+def orphans(run: Run) -> None:
+    """SIGKILL to the supervisor: its workers drain and end, and leave nothing behind."""
+    time.sleep(1.0)
+    run.mark()
+    run.last_term = time.monotonic()
+    os.kill(run.server.pid, signal.SIGKILL)
+    if run.wait("all workers are gone", lambda: not [pid for pid in session(run.server.pid) if pid != run.server.pid]):
+        run.remark = f"all gone after {time.monotonic() - run.last_term:.1f} s"
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # for TIME_WAIT; what listens is in the way anyway
+        try:
+            probe.bind(("127.0.0.1", run.server.port))
+        except OSError:
+            run.problems.append("the port is still bound")
+
+
+# --- What was promised ----------------------------------------------------------------------------------------------
+
+
+def nothing_lost(run: Run) -> None:
+    """0 failed."""
+    if run.failed:
+        run.problems.append(f"{len(run.failed)} failed: {run.failed[0].error}")
+
+
+def only_what_was_read(run: Run) -> None:
+    """Whoever failed was in the hands of a killed worker, which had read all that it had sent."""
+    innocent = []
+    for failure in run.failed:
+        held = run.in_grip(failure.when - AFTERMATH, failure.when, failure.port) if failure.port else None
+        if held is None or held.unread:
+            innocent.append(failure)
+    run.remark = f"{len(run.failed) - len(innocent)} had been read"
+    if innocent:
+        run.problems.append(f"{len(innocent)} failed that were in no killed worker's hands: {innocent[0]}")
+
+
+def nobody_waits(run: Run) -> None:
+    """No new client waits longer than half a second, but for those that the stopped worker had accepted already."""
+    nothing_lost(run)
+    slow = [answer for answer in run.answers if answer.kind == "one-shot" and answer.seconds > PATIENCE]
+    late = [answer for answer in slow if not run.in_grip(answer.when - answer.seconds, answer.when, answer.port)]
+    run.remark = f"{len(late)} new clients waited over {PATIENCE * 1e3:.0f} ms, {len(slow) - len(late)} were in its hands"
+    if late:
+        worst = max(late, key=lambda answer: answer.seconds)
+        run.problems.append(f"{len(late)} waited over {PATIENCE * 1e3:.0f} ms, one {worst.seconds:.2f} s")
+
+
+def nothing_left(run: Run) -> None:
+    """Workers drain and end, no port stays bound (and `orphans` has looked)."""
+
+
+class Scenario(NamedTuple):
+    """What is done, and what must hold then."""
+
+    disturb: Callable[[Run], None]
+    judge: Callable[[Run], None]
+    options: tuple[str, ...] = ()
+    target: str = "/"
+    load: bool = True  # clients ask meanwhile
+    ends: bool = True  # with TERM, while they do
+    peers: tuple[str, ...] = ("gunicorn", "uvicorn", "granian")  # that know it too
+
+
+SCENARIOS = {
+    "reloads": Scenario(reloads, nothing_lost),
+    "scalings": Scenario(scalings, nothing_lost, peers=("gunicorn", "uvicorn")),
+    "recycling": Scenario(recycling, nothing_lost, ("--max-requests", "500", "--max-requests-jitter", "50"), peers=()),
+    "TERM": Scenario(nothing, nothing_lost),
+    "kills": Scenario(kills, only_what_was_read, target="/?ms=1"),
+    "stops": Scenario(stops, nobody_waits),
+    "stops-unsteered": Scenario(stops, nobody_waits, ("--steer", "off"), peers=()),
+    "long-lived": Scenario(long_lived, nothing_lost, load=False),
+    "orphans": Scenario(orphans, nothing_left, ends=False),
+}
+FOR_COMPARISON = {"stops-unsteered"}  # shown beside; promises nothing
+
+
+def play(title: str, name: str, kind: str, arguments: argparse.Namespace, bin: Path | None) -> Run:
+    """One scenario at one server."""
+    scenario = SCENARIOS[title]
+    with start(name, kind, arguments.python, bin, scenario.options) as server:
+        run = Run(title, name, kind, server, arguments.part)
+        run.wait("all workers are there", lambda: len(run.pids()) == WORKERS)
+        time.sleep(1.0)
+        run.begun = time.monotonic()
+        load = clients(run, arguments, scenario.target)
+        with load if scenario.load else contextlib.nullcontext():
+            scenario.disturb(run)
+            if scenario.ends:
+                time.sleep(0.5)
+                run.last_term = time.monotonic()
+                run.marks.append(run.last_term)
+                os.kill(server.pid, signal.SIGTERM)
+                run.wait("the server has ended", lambda: not _running(server.pid))
+        run.ended = time.monotonic()
+        if left := [pid for pid in session(server.pid) if pid != server.pid]:
+            run.problems.append(f"left behind: {left}")
+        scenario.judge(run)
+        if run.problems and arguments.log:
+            print(server.output(), file=sys.stderr)
+    return run
+
+
+def _running(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+# --- What is said of it ---------------------------------------------------------------------------------------------
+
+HEADINGS = ["scenario", "interface", "disturbances", "answered", "failed", "retried", "p99 ms", "slowest ms", "promise", ""]
+
+
+def row(run: Run) -> list[object]:
+    """A line of the table."""
+    waits = run.waits or [0.0]
+    verdict = "broken" if run.problems else "kept"
+    if run.scenario in FOR_COMPARISON or run.name != "epollard":
+        verdict = "-"
+    return [
+        run.scenario if run.name == "epollard" else f"{run.scenario}, {run.name}",
+        *(run.kind.upper(), len(run.marks), len(run.answers), len(run.failed), run.retries),
+        *(f"{seconds * 1e3:.0f}" for seconds in (waits[len(waits) * 99 // 100], waits[-1])),
+        *(verdict, run.remark),
+    ]
+
+
+def as_dict(run: Run) -> dict[str, Any]:
+    """What is kept of it."""
+    return {
+        "scenario": run.scenario,
+        "server": run.name,
+        "interface": run.kind,
+        "disturbances": [round(when - run.begun, 3) for when in run.marks],
+        "seconds": round(run.ended - run.begun, 3),
+        "answered": len(run.answers),
+        "failed": [failure._asdict() for failure in run.failed],
+        "refused_after_term": len(run.failures) - len(run.failed),
+        "retried": run.retries,
+        "processes": len(run.workers),
+        "slowest_ms": round(1e3 * (run.waits or [0.0])[-1], 1),
+        "problems": run.problems,
+        "remark": run.remark,
+        "bin_seconds": BIN,
+        "answered_by_bin": rates(run),
+    }
+
+
+def rates(run: Run) -> list[int]:
+    """Answers in each of the run's bins of time."""
+    found = Counter(int((answer.when - run.begun) / BIN) for answer in run.answers)
+    return [found[place] for place in range(int((run.ended - run.begun) / BIN) + 1)]
+
+
+def plot(directory: Path, runs: Sequence[Run], kind: str, about: dict[str, str]) -> None:
+    """Requests over time, with what happened."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [run for run in runs if run.kind == kind and run.answers]
+    if not shown:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    figure, axes = pyplot.subplots(len(shown), 1, figsize=(11, 1.9 * len(shown)), squeeze=False)
+    for axis, run in zip(axes[:, 0], shown, strict=True):
+        counts = rates(run)
+        times = [BIN * (place + 0.5) for place in range(len(counts))]
+        axis.vlines([when - run.begun for when in run.marks], 0, 1, transform=axis.get_xaxis_transform(), color="#cccccc", lw=1)
+        axis.fill_between(times, [count / BIN for count in counts], color="#2f6f4f", alpha=0.55, lw=0)
+        axis.set_ylim(0)
+        axis.set_xlim(0, run.ended - run.begun)
+        slowest = [0.0] * len(counts)
+        for answer in run.answers:
+            if answer.kind == "one-shot":
+                place = int((answer.when - run.begun) / BIN)
+                slowest[place] = max(slowest[place], answer.seconds * 1e3)
+        right = axis.twinx()
+        right.plot(times, slowest, color="#b08d57", lw=1)
+        right.set_ylim(0, max(*slowest, 500.0) * 1.05)
+        right.tick_params(labelsize=7, colors="#b08d57")
+        if run.failed:
+            at = [failure.when - run.begun for failure in run.failed]
+            axis.plot(at, [0.04] * len(at), "o", color="#c0392b", ms=4, transform=axis.get_xaxis_transform(), clip_on=False)
+        name = run.scenario if run.name == "epollard" else f"{run.scenario}, {run.name}"
+        told = f"{name}: {len(run.answers):,} answered, {len(run.failed)} failed"
+        axis.set_title(told, fontsize=9, loc="left")
+        axis.tick_params(labelsize=7)
+        axis.spines[["top"]].set_visible(False)
+        right.spines[["top"]].set_visible(False)
+    axes[-1, 0].set_xlabel("seconds", fontsize=8)
+    key = "green: answered a second; brown, right: the slowest new client, ms; grey: a disturbance; red: a failure"
+    note = f"{about['python'].split(' GCC')[0]}, Linux {about['kernel']}, {about['processors']} processors"
+    figure.suptitle(f"{kind.upper()}: {key}", fontsize=9)
+    figure.text(0.99, 0.003, note, ha="right", fontsize=7, color="#666666")
+    figure.tight_layout(rect=(0, 0.005, 1, 0.99))
+    figure.savefig(directory / f"chaos-{kind}.png", dpi=110)
+    print(f"picture in {directory}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(SCENARIOS), help="%(default)s")
+    parser.add_argument("--interface", default=",".join(INTERFACES), help="%(default)s")
+    parser.add_argument("--clients", type=int, default=60)
+    parser.add_argument("--processes", type=int, default=3, help="for the clients")
+    parser.add_argument("--pause", type=float, default=0.03, help="seconds between two requests of a client")
+    parser.add_argument("--distance", type=float, default=0.02, help="seconds for which a new connection is silent, at most")
+    parser.add_argument("--part", type=float, default=1.0, help="of the usual number of disturbances")
+    parser.add_argument("--peers", default="", help="gunicorn,uvicorn,granian: the same for them, where they know it")
+    parser.add_argument("--peers-environment", type=Path, metavar="DIRECTORY", help="where they are, or are to be installed")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter for all servers")
+    parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="where to write the pictures; needs matplotlib")
+    parser.add_argument("--log", action="store_true", help="show the end of the server's log where a promise was broken")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    arguments = parser.parse_args()
+    titles = arguments.only.split(",")
+    kinds = arguments.interface.split(",")
+    peers = [name for name in arguments.peers.split(",") if name]
+    if unknown := ({*titles} - {*SCENARIOS}) | ({*kinds} - {*INTERFACES}) | ({*peers} - {*PEERS}):
+        parser.error(f"unknown: {', '.join(unknown)}")
+
+    bin = commands.environment(arguments.python, arguments.peers_environment) if peers else None
+    measure.own_network()
+    about = measure.machine(arguments.python) | {"seed": str(arguments.seed)}
+    print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    random.seed(arguments.seed)
+    runs = []
+    for title in titles:
+        for kind in kinds:
+            for name in ("epollard", *peers):
+                if name != "epollard" and name not in SCENARIOS[title].peers:
+                    continue
+                if (name, kind) == ("uvicorn", "wsgi"):
+                    continue
+                try:
+                    run = play(title, name, kind, arguments, bin)
+                except RuntimeError as problem:
+                    print(f"{title}, {name}, {kind}: {problem}", file=sys.stderr)
+                    if name == "epollard":
+                        return 1
+                    continue
+                runs.append(run)
+                print(*row(run), sep=" | ", flush=True)
+                for problem in run.problems:
+                    print(f"  {problem}", flush=True)
+    print()
+    measure.print_table(HEADINGS, map(row, runs))
+    measure.save("chaos", {"machine": about, "clients": arguments.clients, "runs": [as_dict(run) for run in runs]})
+    if arguments.plots:
+        for kind in kinds:
+            plot(arguments.plots, runs, kind, about)
+    broken = [run for run in runs if run.problems and run.name == "epollard" and run.scenario not in FOR_COMPARISON]
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
