@@ -40,6 +40,7 @@ class Guest:
         self.loop = loop
         self.aio: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop(loop)
         self.answered = 0
+        self.stopping = False
         self.post = loop.post
         self._app = app
         self._max_size = max_size  # bytes of a WebSocket's message
@@ -62,6 +63,7 @@ class Guest:
 
     def stop(self) -> None:
         """End `run`: what still runs is cancelled."""
+        self.stopping = True
         self._stop.set()
 
     @property
