@@ -1,4 +1,4 @@
-"""The twin of `routes` in ASGI: the same paths, answered alike, so that what is promised of HTTP is tried with both interfaces."""
+"""The twin of `routes` in ASGI: the same paths, answered alike, so that the promises of HTTP are tried with both interfaces."""
 
 import asyncio
 import contextlib
