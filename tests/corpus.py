@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from epollard.request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request
+from epollard.request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request, Shape
 
 DIRECTORY = Path(__file__).parent / "requests"
 LIMITS = (8192, 100, 65536)  # the defaults: bytes a request line, fields, bytes of all fields
@@ -94,13 +94,21 @@ def reader() -> HeadReader:
     return HeadReader(*LIMITS)
 
 
+def expert(head: bytes) -> Shape:
+    """What a head's client is known by, with its expression, as if many such heads had come."""
+    right = head.partition(b" HTTP/")[2].partition(b"\r\n\r\n")[0]
+    shape = reader()._read_fields(right).shape
+    shape.compile([line.partition(":")[0] for line in right.decode("latin-1").split("\r\n")])
+    return shape
+
+
 def pieces(data: bytes, size: int) -> Iterator[bytes]:
     """`data` in pieces of `size` bytes; of 0 bytes is whole."""
     for start in range(0, len(data), size or len(data) or 1):
         yield data[start : start + size] if size else data
 
 
-def feed(reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY) -> Outcome:
+def feed(reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY, shape: Shape | None = None) -> Outcome:
     """One request from what is received. Nothing is read after a refusal."""
     buffer = body = b""
     request: Request | None = None
@@ -109,7 +117,7 @@ def feed(reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY) -
         for piece in received:
             buffer += piece
             if request is None:
-                request = reader.read(buffer)
+                request = reader.read(buffer, 0, shape)
                 if request is None:
                     continue
                 buffer = buffer[request.size :]

@@ -143,16 +143,6 @@ def test_the_standard_checker_is_content(row: corpus.Row):
     assert request_uri(environ).startswith("http://")
 
 
-def test_strangers_fill_no_memory():
-    """Names of fields are remembered within a bound, long ones not at all."""
-    environment = Environment(threads=1, processes=1)
-    for number in range(1000):
-        name = b"x%d" % number + b"y" * (100 * (number % 2))
-        environment.make(read(b"GET / HTTP/1.1\r\nHost: a\r\n%s: b\r\n\r\n" % name))
-    assert 0 < len(environment._keys) <= 256
-    assert max(map(len, environment._keys)) <= 64
-
-
 def test_errors_go_to_standard_error_as_it_is(monkeypatch: pytest.MonkeyPatch):
     """An application that redirects standard error redirects `wsgi.errors`, at any time."""
     errors = make()["wsgi.errors"]

@@ -90,7 +90,7 @@ IMPORTS = {
 
 # What bytes-in, facts-out needs of the standard library, and nothing else: no socket, no file, no process.
 SANS_IO = {
-    "request": {"ipaddress", "re", "typing", "urllib.parse"},
+    "request": {"collections.abc", "ipaddress", "re", "typing", "urllib.parse"},
     "response": {"collections.abc", "http", "re", "time", "typing"},
     "websocket": {
         *("binascii", "codecs", "collections.abc", "hashlib", "re", "struct", "typing", "zlib"),

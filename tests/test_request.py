@@ -14,7 +14,9 @@ from epollard.request import (
     CACHED_BYTES,
     CACHED_ENTRIES,
     CHUNK_LINE,
+    COMPILE_AFTER,
     EXTENSION_BYTES,
+    SEEN_ENTRIES,
     TRAILER_BYTES,
     ChunkedBody,
     HeadReader,
@@ -265,7 +267,7 @@ def test_no_byte_is_dear(name: str, data: bytes, size: int):
 
 
 def test_what_is_repeated_is_judged_once():
-    """The same request line and the same fields are the same objects, each on its own."""
+    """The same request line and the same names of fields are the same objects, each on its own; so is a whole head."""
     reader = corpus.reader()
     first = reader.read(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n")
     second = reader.read(b"GET /a HTTP/1.1\r\nHost: b\r\n\r\n")
@@ -275,8 +277,39 @@ def test_what_is_repeated_is_judged_once():
     assert third is not None
     assert first.line is second.line
     assert first.line is not third.line
-    assert first.fields is third.fields
-    assert first.fields is not second.fields
+    assert first.fields.shape is second.fields.shape is third.fields.shape
+    again = [reader.read(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(3)]
+    assert again[0] is not first  # what comes once is not kept
+    assert again[0] is again[1] is again[2]
+
+
+def test_many_heads_with_the_same_names_make_an_expression():
+    """Then a client's next head is read by it, whatever the values; what it does not read is read as ever."""
+    reader = corpus.reader()
+    shape = None
+    for number in range(COMPILE_AFTER):
+        assert shape is None or shape.match("GET / HTTP/1.1\r\nHost: a\r\nx: 1\r\n\r\n") is None
+        found = reader.read(b"GET /%d HTTP/1.1\r\nHost: a\r\nx: %d\r\n\r\n" % (number, number), 0, shape)
+        assert found is not None
+        shape = found.fields.shape
+    assert shape is not None
+    assert shape.match("GET / HTTP/1.1\r\nHost: a\r\nx: 1\r\n\r\n")
+    for value in b"y", b" y ", b"\xe9", b"":
+        found = reader.read(b"POST /?q HTTP/1.1\r\nHost:b:80\r\nx:%b\r\n\r\n" % value, 0, shape)
+        assert found is not None
+        assert found.fields.shape is shape
+        assert found.fields.items == [("host", "b:80"), ("x", value.decode("latin-1").strip(" "))]
+    assert shape.match("GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\n") is None
+
+
+def test_no_expression_changes_a_judgement():
+    """Every row, read with what is known of the client that sent every good row: the same facts, the same refusals."""
+    experts = [corpus.expert(row.data) for row in VALID if len(row.data) < LONG]
+    assert sum(expert.match(row.data.decode("latin-1")) is not None for expert in experts for row in VALID) > len(experts)
+    for row in VALID + INVALID:
+        plain = corpus.feed(corpus.reader(), [row.data])
+        for expert in experts:
+            assert corpus.feed(corpus.reader(), [row.data], shape=expert) == plain, (row, expert.names)
 
 
 def test_absolute_form_leaves_the_remembered_fields_alone():
@@ -288,14 +321,16 @@ def test_absolute_form_leaves_the_remembered_fields_alone():
         assert found is not None
         assert found.fields.host == host
         assert found.fields.items == [("host", host), ("x", "y")]
-        assert found.fields.form in (None, host)
-        found.fields.form = host  # what an application interface keeps there is for the same Host only
+        assert found.fields.shape.form in (None, [name for name, _ in found.fields.items])
+        found.fields.shape.form = ["host", "x"]
 
 
 def test_usual_requests_are_those_that_need_no_second_look():
     """What may be answered without a look: whole heads, no body, nothing asked of the server, no close."""
     reader = corpus.reader()
     for row in VALID:
+        assert reader.read(row.data)
+        assert row.data not in reader.usual  # what comes once is not remembered
         found = reader.read(row.data)
         assert found is not None
         head = row.data[: found.size]
@@ -315,18 +350,24 @@ def test_usual_requests_are_those_that_need_no_second_look():
 
 
 def test_strangers_fill_no_memory():
-    """The caches hold so many entries and no long ones, whatever comes."""
+    """The caches hold so many entries and no long ones, whatever comes, and what comes once is kept by none."""
     reader = corpus.reader()
-    caches = (reader._requests, reader.usual, reader._lines, reader._blocks, reader._names, reader._hosts)
+    caches = (reader._requests, reader.usual, reader._lines, reader._hosts, reader._shapes)
     most = [0] * len(caches)
     for number in range(3 * CACHED_ENTRIES):
         for size in (1, CACHED_BYTES + 1) if number % 8 == 0 else (1,):
             name = b"x" * size
             head = b"GET /%d%s HTTP/1.1\r\nHost: h%d%s\r\nX%d%s: a\r\n\r\n" % (number, name, number, name, number, name)
             assert reader.read(head)
+            assert head not in reader._requests
+            assert reader.read(head)
         most = [max(one, len(cache)) for one, cache in zip(most, caches, strict=True)]
     assert most == [CACHED_ENTRIES] * len(caches)
-    assert all(max(map(len, cache)) <= CACHED_BYTES for cache in caches)
+    assert all(max(map(len, cache)) <= CACHED_BYTES for cache in caches[:-1])
+    assert max(sum(map(len, names)) for names in reader._shapes) <= CACHED_BYTES
+    for number in range(2 * SEEN_ENTRIES):
+        assert reader.read(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+        assert len(reader._seen) <= SEEN_ENTRIES
 
 
 def test_a_part_of_a_head_empties_no_cache():

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, cast
 
 from . import log, response
 from .loop import EDGE, ERR, HUP, IN, ONESHOT, OUT, RDHUP, Loop
-from .request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request
+from .request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request, Shape
 from .response import CHUNKED, CLOSE, KEEP, Head
 
 # Bytes taken at once. Heads are small, and a buffer of 64 KiB and more costs malloc(3) a consolidation each time it is freed.
@@ -230,6 +230,7 @@ class Connection:
         "peer",
         "pending",
         "server",
+        "shape",
         "sink",
         "sock",
         "stage",
@@ -257,6 +258,7 @@ class Connection:
         self.due = server.header_due
         self.on_drained: list[Callable[[], object]] | None = None
         self.form: Any = None  # what an application interface made of peer and local
+        self.shape: Shape | None = None  # of the last head
 
     # Events.
 
@@ -429,13 +431,14 @@ class Connection:
         server = self.server
         while True:
             try:
-                request = server.read_head(data, start)
+                request = server.read_head(data, start, self.shape)
                 if request is None:
                     if start or not self.buffer:
                         self.due = server.header_due  # a head's deadline runs from its first byte
                     self.buffer = data[start:]
                     self.start = 0
                     break
+                self.shape = request.fields.shape
                 start += request.size
                 if start != len(data):
                     self.buffer = data

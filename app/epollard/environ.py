@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
-from .request import Fields, Line, Request
+from .request import Fields, Line, Request, Shape
 from .uploads import NoInput
 
 Environ = dict[str, Any]
@@ -37,21 +37,19 @@ class Environment:
             "wsgi.run_once": False,
             "wsgi.file_wrapper": FileWrapper,
         }
-        self._keys: dict[str, str] = {}
 
     def make(self, request: Request) -> Environ:
         """The `environ` of a request, but for what the connection tells and the body.
 
-        From the second time on, the head has a copy in `request.form` and there is no need to come here: a head that comes
-        once does not pay for a copy.
+        What is remembered of requests has copies in their `form`s, and there is no need to come here.
         """
         if request.form:
             return cast(Environ, request.form.copy())
-        fields = request.fields
         line = request.line
-        environ: Environ = (fields.form or self._of_fields(fields)).copy()
+        environ = self._of_fields(request.fields)
         environ.update(line.form or self._of_line(line))
-        request.form = False if request.form is None else environ.copy()
+        if request.kept:
+            request.form = environ.copy()
         return environ
 
     def _of_line(self, line: Line) -> dict[str, str]:
@@ -65,30 +63,41 @@ class Environment:
         return form
 
     def _of_fields(self, fields: Fields) -> Environ:
-        environ = self._base.copy()
-        environ["SERVER_PROTOCOL"] = "HTTP/" + fields.version
+        shape = fields.shape
+        template, keys = shape.form or self._of_shape(shape)
+        environ: Environ = template.copy()
+        if keys is not None:
+            environ.update(zip(keys, fields.values, strict=True))
+            return environ
         for name, value in fields.items:
-            # "X_Forwarded_For" would become the same key as "X-Forwarded-For": whoever strips the one from strangers' requests
-            # does not strip the other, so it is not passed on. Nor is Proxy, which CGI libraries take for a setting (httpoxy).
-            if "_" in name or name == "proxy":
+            key = _key(name)
+            if key is None:
                 continue
-            key = self._keys.get(name) or self._new_key(name)
-            if key in environ:
+            if environ[key]:
                 environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value  # RFC 9110 5.3, RFC 6265 5.4
             else:
                 environ[key] = value
-        fields.form = environ
         return environ
 
-    def _new_key(self, name: str) -> str:
-        key = name.upper().replace("-", "_")
-        if name not in ("content-type", "content-length"):
-            key = "HTTP_" + key
-        if len(name) <= 64:  # a bound for memory: names are a stranger's
-            if len(self._keys) >= 256:
-                self._keys.clear()
-            self._keys[name] = key
-        return key
+    def _of_shape(self, shape: Shape) -> tuple[Environ, list[str] | None]:
+        """An `environ` in which the fields' values are still empty, and their keys, where each has one of its own."""
+        keys = [key for key in map(_key, shape.names) if key is not None]
+        template = self._base | {"SERVER_PROTOCOL": "HTTP/" + shape.version} | dict.fromkeys(keys, "")
+        plain = len(set(keys)) == len(shape.names)
+        form = shape.form = template, keys if plain else None
+        return form
+
+
+def _key(name: str) -> str | None:
+    """A field's key in the `environ`. None: it is not passed on.
+
+    "X_Forwarded_For" would become the same key as "X-Forwarded-For": whoever strips the one from strangers' requests does not
+    strip the other. Nor is Proxy passed on, which CGI libraries take for a setting (httpoxy).
+    """
+    if "_" in name or name == "proxy":
+        return None
+    key = name.upper().replace("-", "_")
+    return key if name in ("content-type", "content-length") else "HTTP_" + key
 
 
 class Errors:

@@ -3,18 +3,25 @@
 A reader has three outcomes and no more: a result, "more bytes needed", or `ProtocolError` with the status to answer. All that
 decides where a message ends is judged here and nowhere else.
 
-Clients repeat themselves, so what was judged once is remembered: a request line, a block of header fields, a field name, a
-host. The caches are bounded, and never change an answer: same bytes, same judgement.
+Clients repeat themselves, so what was judged once is remembered: a request line, the names of header fields, a host, and whole
+heads that come a second time. Names that come often become an expression which reads such heads at once, whatever the values.
+The caches are bounded, and never change an answer: same bytes, same judgement.
 """
 
 import ipaddress
 import re
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 # How much is remembered. Beyond a bound a cache is emptied, which costs one parse for each shape that is still in use.
 CACHED_ENTRIES: Final = 256
 CACHED_BYTES: Final = 2048
+# Heads that have come once, as hashes: to keep one that never comes again costs more than to judge it.
+SEEN_ENTRIES: Final = 4096
+# To compile an expression takes 5 ms: so many heads must have had the same names, and not too many.
+COMPILE_AFTER: Final = 256
+COMPILE_NAMES: Final = 32
 
 # RFC 9110 5.6.2: token. RFC 9110 5.5: field values hold visible characters, SP, HTAB and obs-text, so no control characters.
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -24,11 +31,13 @@ _TARGET: Final = re.compile(r"[!\"$-~]+")
 # RFC 3986 3.2.2: reg-name (which covers IPv4), or an IP literal, then a port. Possessive: it cannot backtrack.
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++)(?::[0-9]{0,5})?")
 _DIGITS: Final = re.compile(r"[0-9]+")
+_NOTHING: Final = re.compile(r"(?!)")
 _VERSION: Final = re.compile(r"[0-9]\.[0-9]")
 _METHOD_LENGTH: Final = 32  # the longest registered method is UPDATEREDIRECTREF (17)
 _VERSION_LENGTH: Final = len(" HTTP/1.1")
 _LENGTH_DIGITS: Final = 18  # more than any file; keeps int() cheap
 _SINGLETONS: Final = ("host", "content-length", "transfer-encoding", "content-type", "expect")
+_FRAMING: Final = ("content-length", "transfer-encoding", "expect")
 
 # RFC 9112 7.1: a chunk's size line, and the whole of the trailers, stay within these. Chunk extensions, which nobody reads, may
 # be no more than this over the bytes of the body (7.1.1), or a small body would be endless.
@@ -68,33 +77,61 @@ class Line:
         self.form: Any = None  # what an application interface made of it
 
 
-class Fields:
-    """The version and the header fields of a request, judged. Shared by all requests with the same bytes, so never changed."""
+class Shape:
+    """A version and the names of header fields, judged. Shared by all heads with the same ones."""
 
-    __slots__ = ("chunked", "expect", "form", "framed", "host", "items", "keep_alive", "length", "version")
+    __slots__ = ("connection", "count", "form", "framing", "host", "match", "names", "version")
 
-    def __init__(self, version: str, items: list[tuple[str, str]], single: dict[str, str]) -> None:
+    def __init__(self, version: str, names: tuple[str, ...]) -> None:
         self.version = version  # "1.0" or "1.1"
-        self.items = items  # (name in lower case, value), in the order in which they came
-        self.host = single.get("host")
+        self.names = names  # in lower case
+        self.host = names.index("host") if "host" in names else -1
+        self.connection = tuple(index for index, name in enumerate(names) if name == "connection")
+        self.framing = {name: index for index, name in enumerate(names) if name in _FRAMING}
+        self.form: Any = None  # what an application interface made of it
+        self.count = 0  # heads that had it
+        self.match: Callable[[str], re.Match[str] | None] = _NOTHING.match  # reads such heads, but for unusual white space
+
+    def compile(self, raw: Sequence[str]) -> None:
+        """Make the expression, from the version and the names as they are sent. Possessive: it cannot backtrack."""
+        lines = [rf"{re.escape(name)}:[ \t]*+([\t -~\x80-\xff]*+)(?<![ \t])\r\n" for name in raw[1:]]
+        start = rf"([!-~]++ [!-~]++) HTTP/{re.escape(raw[0])}\r\n"
+        self.match = re.compile("".join((start, *lines, r"\r\n"))).match
+
+
+class Fields:
+    """The version and the header fields of a request, judged. Never changed."""
+
+    __slots__ = ("chunked", "expect", "framed", "host", "keep_alive", "length", "shape", "values", "version")
+
+    def __init__(self, shape: Shape, values: Sequence[str]) -> None:
+        self.shape = shape
+        self.version = version = shape.version
+        self.values = values  # in the order of the shape's names
+        self.host = values[shape.host] if shape.host >= 0 else None
         self.length = 0  # bytes of body; meaningless where `chunked`
         self.chunked = False
         self.expect = False  # the client waits for "100 Continue"
         self.framed = False  # there is a body to read, or one is announced
         self.keep_alive = version != "1.0"
-        self.form: Any = None  # what an application interface made of it
+
+    @property
+    def items(self) -> list[tuple[str, str]]:
+        """(name in lower case, value), in the order in which they came."""
+        return list(zip(self.shape.names, self.values, strict=True))
 
 
 class Request:
     """A head, and how many bytes it has. Shared by all requests with the same bytes, so never changed."""
 
-    __slots__ = ("fields", "form", "line", "plain", "size")
+    __slots__ = ("fields", "form", "kept", "line", "plain", "size")
 
     def __init__(self, line: Line, fields: Fields, size: int) -> None:
         self.line = line
         self.fields = fields
         self.size = size
         self.plain = fields.version == "1.1" and line.method != "HEAD"  # its answer needs no second look
+        self.kept = False  # it is remembered, so what is made of it is worth keeping
         self.form: Any = None  # what an application interface made of it
 
 
@@ -108,16 +145,28 @@ class HeadReader:
         self._requests: dict[bytes, Request] = {}
         # Those of them after whose answer the connection goes on, that have no body, and ask the application.
         self.usual: dict[bytes, Request] = {}
-        self._lines: dict[bytes, Line] = {}
-        self._blocks: dict[bytes, Fields] = {}
-        self._names: dict[str, str] = {}
+        self._lines: dict[str, Line] = {}
+        self._shapes: dict[tuple[str, ...], Shape] = {}
         self._hosts: set[str] = set()
+        self._seen: set[int] = set()
+        self._safe = min(max_line, max_header_bytes)  # a head of so many bytes is over no limit but that of names
 
-    def read(self, data: bytes, start: int = 0) -> Request | None:
-        """Read the head that begins at `start`. None: more bytes are needed.
+    def read(self, data: bytes, start: int = 0, shape: Shape | None = None) -> Request | None:
+        """Read the head that begins at `start`. None: more bytes are needed. `shape`: what its client's last head had.
 
         Raises `ProtocolError` 400, 413, 414, 417, 431, 501, 505.
         """
+        if shape is not None and not start:
+            known = self._requests.get(data)
+            if known is not None:
+                return known
+            match = shape.match(data.decode("latin-1"))
+            if match is not None and match.end() <= self._safe:
+                head = data[: match.end()]
+                if head is not data and head in self._requests:
+                    return self._requests[head]
+                left, *values = match.groups()
+                return self._make(head, left, Fields(shape, values))
         end = data.find(b"\r\n\r\n", start)
         if end < 0:
             self._judge_part(data, start)
@@ -126,14 +175,28 @@ class HeadReader:
         return self._requests.get(head) or self._read_head(head)
 
     def _read_head(self, head: bytes) -> Request:
-        # A target holds no space, so the first " HTTP/" ends it: what is left of it is remembered apart from what is right.
+        # A target holds no space, so the first " HTTP/" ends it.
         left, _, right = head[:-4].partition(b" HTTP/")
-        fields = self._blocks.get(right) or self._read_block(right)
+        fields = self._read_fields(right)
+        return self._make(head, left.decode("latin-1"), fields)
+
+    def _make(self, head: bytes, left: str, fields: Fields) -> Request:
+        host = fields.host
+        if host is None:
+            if fields.version == "1.1":
+                raise ProtocolError(400, "no Host")
+        elif host not in self._hosts:
+            self._judge_host(host)
+        if fields.shape.framing:
+            _judge_framing(fields)
+        if fields.shape.connection:
+            _judge_connection(fields)
         line = self._lines.get(left) or self._read_line(left)
         if line.authority is not None:
             fields = _with_host(fields, line.authority)
         request = Request(line, fields, len(head))
-        if len(head) <= CACHED_BYTES:
+        if len(head) <= CACHED_BYTES and self._came_before(head):
+            request.kept = True
             if len(self._requests) >= CACHED_ENTRIES:
                 self._requests.clear()
                 self.usual.clear()
@@ -141,6 +204,17 @@ class HeadReader:
             if request.plain and fields.keep_alive and not fields.framed and line.path != "*":
                 self.usual[head] = request
         return request
+
+    def _came_before(self, data: bytes) -> bool:
+        """Whether these bytes, or others with the same hash, which does no harm, came lately."""
+        key = hash(data)
+        seen = self._seen
+        if key in seen:
+            return True
+        if len(seen) >= SEEN_ENTRIES:
+            seen.clear()
+        seen.add(key)
+        return False
 
     def _judge_part(self, data: bytes, start: int) -> None:
         """Refuse early what can no longer become a good head: nobody waits for a deadline to hear it.
@@ -162,16 +236,16 @@ class HeadReader:
             raise ProtocolError(400, "bare LF in the head")
         if len(data) - (end + 1) > self.max_header_bytes + 1:  # as above
             raise ProtocolError(431, f"header fields over {self.max_header_bytes} bytes")
-        left, _, version = first[:-1].partition(b" HTTP/")
-        _judge_version(version.decode("latin-1"))
+        left, _, version = first[:-1].decode("latin-1").partition(" HTTP/")
+        _judge_version(version)
         if len(left) <= CACHED_BYTES and left not in self._lines:
             self._read_line(left)
 
-    def _read_line(self, left: bytes) -> Line:
-        first = left.removeprefix(b"\r\n")  # RFC 9112 2.2: an empty line before the request line is skipped
+    def _read_line(self, left: str) -> Line:
+        first = left.removeprefix("\r\n")  # RFC 9112 2.2: an empty line before the request line is skipped
         if len(first) + _VERSION_LENGTH > self.max_line:
             raise ProtocolError(414, f"request line over {self.max_line} bytes")
-        method, _, target = first.decode("latin-1").partition(" ")
+        method, _, target = first.partition(" ")
         if not _TOKEN.fullmatch(method):
             raise ProtocolError(400, "bad method")
         if len(method) > _METHOD_LENGTH:  # RFC 9112 3
@@ -205,55 +279,48 @@ class HeadReader:
         self._judge_host(authority)
         return authority, slash + path or "/"
 
-    def _read_block(self, right: bytes) -> Fields:
+    def _read_fields(self, right: bytes) -> Fields:
         if len(right) > self.max_header_bytes + 3:
             raise ProtocolError(431, f"header fields over {self.max_header_bytes} bytes")
-        lines = right.decode("latin-1").split("\r\n")
-        version = lines[0]
-        _judge_version(version)
+        text = right.decode("latin-1")
+        lines = text.split("\r\n")
+        # All lines at once. The first one, which is the version, counts as a name without a value.
+        names, colons, values = zip(*[line.partition(":") for line in lines], strict=True)
+        shape = self._shapes.get(names)
+        if shape is None:
+            _judge_version(lines[0])
         if len(right.translate(None, _CONTROLS)) + 2 * (len(lines) - 1) != len(right):
             raise ProtocolError(400, "control character in the head")
-        if len(lines) - 1 > self.max_headers:
-            raise ProtocolError(431, f"more than {self.max_headers} header fields")
-        items = self._read_items(lines)
-        single = dict(items)
-        if len(single) != len(items):
-            _judge_repeated(items)
-        # RFC 9112 2.3: a higher minor version is read as the highest that we speak.
-        fields = Fields("1.0" if version == "1.0" else "1.1", items, single)
-        if fields.host is not None:
-            self._judge_host(fields.host)
-        elif fields.version == "1.1":
-            raise ProtocolError(400, "no Host")
-        _judge_framing(fields, single)
-        if len(right) <= CACHED_BYTES:
-            if len(self._blocks) >= CACHED_ENTRIES:
-                self._blocks.clear()
-            self._blocks[right] = fields
-        return fields
+        if shape is None or colons.count(":") != len(lines) - 1:
+            shape = self._read_shape(names, colons)
+        shape.count += 1
+        if shape.count == COMPILE_AFTER and len(names) <= COMPILE_NAMES:
+            shape.compile(names)
+        return Fields(shape, [value.strip(" \t") for value in values[1:]])
 
-    def _read_items(self, lines: list[str]) -> list[tuple[str, str]]:
-        """(name in lower case, value) of each field line but the first line, which is the version."""
-        names = self._names
-        items = []
-        for line in lines[1:]:
-            name, colon, value = line.partition(":")
-            lower = names.get(name) or self._new_name(name)
+    def _read_shape(self, names: tuple[str, ...], colons: tuple[str, ...]) -> Shape:
+        """Judge the version, which comes first, and the names."""
+        version = names[0]
+        if len(names) - 1 > self.max_headers:
+            raise ProtocolError(431, f"more than {self.max_headers} header fields")
+        for name, colon in zip(names[1:], colons[1:], strict=True):
+            # White space before the colon (RFC 9112 5.1) and folded lines (5.2) are no token either: both are refused here.
+            if not _TOKEN.fullmatch(name):
+                raise ProtocolError(400, "bad header field name")
             if not colon:
                 raise ProtocolError(400, "header field without a colon")
-            items.append((lower, value.strip(" \t")))
-        return items
-
-    def _new_name(self, name: str) -> str:
-        # White space before the colon (RFC 9112 5.1) and folded lines (5.2) are no token either: both are refused here.
-        if not _TOKEN.fullmatch(name):
-            raise ProtocolError(400, "bad header field name")
-        lower = name.lower()
-        if len(name) <= 64:
-            if len(self._names) >= CACHED_ENTRIES:
-                self._names.clear()
-            self._names[name] = lower
-        return lower
+        lower = tuple(map(str.lower, names[1:]))
+        for name in _SINGLETONS:
+            # A field that decides framing or routing comes once, or two readers may each believe another one (RFC 9112 11.2).
+            if lower.count(name) > 1:
+                raise ProtocolError(400, f"{name} more than once")
+        # RFC 9112 2.3: a higher minor version is read as the highest that we speak.
+        shape = Shape("1.0" if version == "1.0" else "1.1", lower)
+        if sum(map(len, names)) <= CACHED_BYTES:
+            if len(self._shapes) >= CACHED_ENTRIES:
+                self._shapes.clear()
+            self._shapes[names] = shape
+        return shape
 
     def _judge_host(self, host: str) -> None:
         """RFC 9110 7.2: uri-host [":" port], or nothing; a port alone is in no http URI (4.2.1). Raises `ProtocolError` 400."""
@@ -280,17 +347,9 @@ def _judge_version(version: str) -> None:
         raise ProtocolError(505, "not HTTP/1")
 
 
-def _judge_repeated(items: list[tuple[str, str]]) -> None:
-    """A field that decides framing or routing comes once, or two readers may each believe another one (RFC 9112 11.2)."""
-    seen = set()
-    for name, _ in items:
-        if name in seen and name in _SINGLETONS:
-            raise ProtocolError(400, f"{name} more than once")
-        seen.add(name)
-
-
-def _judge_framing(fields: Fields, single: dict[str, str]) -> None:
-    """Where the body ends (RFC 9112 6), and whether the connection goes on (9.3)."""
+def _judge_framing(fields: Fields) -> None:
+    """Where the body ends (RFC 9112 6)."""
+    single = {name: fields.values[index] for name, index in fields.shape.framing.items()}
     coding = single.get("transfer-encoding")
     length = single.get("content-length")
     if coding is not None:
@@ -316,21 +375,25 @@ def _judge_framing(fields: Fields, single: dict[str, str]) -> None:
         if expect.lower() != "100-continue":
             raise ProtocolError(417, "unknown expectation")
         fields.expect = fields.framed
-    if "connection" in single:
-        options = {
-            option.strip(" \t").lower() for name, value in fields.items if name == "connection" for option in value.split(",")
-        }
-        fields.keep_alive = "close" not in options and (fields.version != "1.0" or "keep-alive" in options)
+
+
+def _judge_connection(fields: Fields) -> None:
+    """Whether the connection goes on (RFC 9112 9.3)."""
+    text = ",".join([fields.values[index] for index in fields.shape.connection]).lower()
+    if text == "keep-alive":  # the usual one
+        fields.keep_alive = True
+        return
+    options = [option.strip(" \t") for option in text.split(",")]
+    fields.keep_alive = "close" not in options and (fields.version != "1.0" or "keep-alive" in options)
 
 
 def _with_host(fields: Fields, authority: str) -> Fields:
     """RFC 9112 3.2.2: the authority of a target in absolute form takes the place of Host."""
-    other = Fields.__new__(Fields)
-    for slot in Fields.__slots__:
+    others = [item for item in fields.items if item[0] != "host"]
+    shape = Shape(fields.version, ("host", *(name for name, _ in others)))
+    other = Fields(shape, (authority, *(value for _, value in others)))
+    for slot in ("chunked", "expect", "framed", "keep_alive", "length"):
         setattr(other, slot, getattr(fields, slot))
-    other.host = authority
-    other.items = [("host", authority), *(item for item in fields.items if item[0] != "host")]
-    other.form = None
     return other
 
 

@@ -3,7 +3,7 @@
 from typing import Any, Final, cast
 
 from .connection import Connection
-from .request import Fields, Line, Request
+from .request import Fields, Line, Request, Shape
 from .websocket import wants_upgrade
 
 Scope = dict[str, Any]
@@ -15,6 +15,12 @@ _HTTP_10: Final[dict[str, Any]] = {"http.response.pathsend": {}, "http.response.
 _HTTP_11: Final[dict[str, Any]] = {**_HTTP_10, "http.response.early_hint": {}}
 _TRAILERS: Final[dict[str, Any]] = {**_HTTP_11, "http.response.trailers": {}}
 _WEBSOCKET: Final[dict[str, Any]] = {"websocket.http.response": {}}
+
+
+def takes_trailers(fields: Fields) -> bool:
+    """Whether the client says that it takes trailers (RFC 9110 10.1.4)."""
+    said = ",".join([value for name, value in fields.items if name == "te"])
+    return "trailers" in [coding.strip(" \t").lower() for coding in said.split(",")]
 
 
 class Scopes:
@@ -37,33 +43,32 @@ class Scopes:
 
     def _form(self, request: Request) -> Scope:
         line, fields = request.line, request.fields
-        of_fields = fields.form or self._of_fields(fields)
-        form: Scope = {**of_fields, **(line.form or self._of_line(line))}
-        if "http.response.trailers" in of_fields["extensions"] and line.method == "HEAD":
-            form["extensions"] = _HTTP_11
-        if line.method == "GET" and wants_upgrade(fields):
-            form |= {"type": "websocket", "scheme": "ws", "extensions": _WEBSOCKET, "subprotocols": []}
-            del form["method"]
-        request.form = form
-        return form
-
-    def _of_fields(self, fields: Fields) -> Scope:
+        names, te, upgrade = fields.shape.form or self._of_shape(fields.shape)
         extensions = _HTTP_10 if fields.version == "1.0" else _HTTP_11
-        if fields.version == "1.1":
-            for name, value in fields.items:
-                if name == "te" and "trailers" in [coding.strip(" \t").lower() for coding in value.split(",")]:
-                    extensions = _TRAILERS
-        form = fields.form = {
+        if te and fields.version == "1.1" and line.method != "HEAD" and takes_trailers(fields):
+            extensions = _TRAILERS
+        form: Scope = {
             "type": "http",
             "asgi": None,
             "http_version": fields.version,
             "scheme": "http",
             "root_path": "",
-            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items],
+            "headers": list(zip(names, [value.encode("latin-1") for value in fields.values], strict=True)),
             "client": None,
             "server": None,
             "extensions": extensions,
         }
+        form.update(line.form or self._of_line(line))
+        if upgrade and line.method == "GET" and wants_upgrade(fields):
+            form |= {"type": "websocket", "scheme": "ws", "extensions": _WEBSOCKET, "subprotocols": []}
+            del form["method"]
+        request.form = form
+        return form
+
+    def _of_shape(self, shape: Shape) -> tuple[list[bytes], bool, bool]:
+        """Its names as the application gets them, and whether there are TE and Upgrade to be read."""
+        names = [name.encode("ascii") for name in shape.names]
+        form = shape.form = names, b"te" in names, b"upgrade" in names
         return form
 
     def _of_line(self, line: Line) -> Scope:
