@@ -21,6 +21,14 @@ def test_every_option_is_passed_through(image: str) -> None:
     assert found == {name: f"<{name}>" for name in names}
 
 
+def test_it_is_managed_from_outside(image: str) -> None:
+    """The management listener is reached through its published port, as the application is through its own."""
+    with stack() as plain:
+        plain.compose("up", "--detach", "--wait", "web")
+        web = plain.container("web")
+        assert web.ask("/readyz", inside=8001)[0] == web.ask("/hello")[0] == 200
+
+
 def test_four_workers_one_address(image: str) -> None:
     """`WORKERS=4 docker compose up` is healthy: four listeners on one address (so of one group), and four processes answer."""
     with stack(WORKERS="4") as four:
