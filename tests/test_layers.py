@@ -114,7 +114,7 @@ TESTED_ELSEWHERE = {
     "guest": ["server/test_guest.py"],
     "worker": ["server/test_stop.py", "server/test_signals.py", "server/test_supervision.py"],
 }
-NO_MODULE = {"layers"}
+NO_MODULE = {"layers", "deployment"}
 
 
 def tree(path: Path) -> ast.Module:

@@ -256,7 +256,7 @@ class Connection:
         self.paused = False  # not listening, for the application is busy
         self.mask = -1  # what epoll knows; -1: nothing
         self.due = server.header_due
-        self.on_drained: list[Callable[[], object]] | None = None
+        self.on_drained: Callable[[], object] | None = None
         self.form: Any = None  # what an application interface made of peer and local
         self.shape: Shape | None = None  # of the last head
 
@@ -764,10 +764,8 @@ class Connection:
         """Call back once: when little enough waits for the client, or it is gone."""
         if self.closed or self.pending <= LOW:
             callback()
-        elif self.on_drained is None:
-            self.on_drained = [callback]
         else:
-            self.on_drained.append(callback)
+            self.on_drained = callback
 
     def name(self) -> str:
         """The peer, for the log."""
@@ -855,7 +853,8 @@ class Connection:
         if moved:
             self.due = self.server.write_due
         if self.on_drained is not None and self.pending <= LOW:
-            self._drained(self.on_drained)
+            callback, self.on_drained = self.on_drained, None
+            callback()
         if out:
             # Edge-triggered, what is writable still is not said again unless asked for.
             if self.stage == FLUSH:
@@ -870,11 +869,6 @@ class Connection:
             self.due = NEVER
         elif self.stage == STREAM:
             self.due = self.server.stream_due
-
-    def _drained(self, waiting: list[Callable[[], object]]) -> None:
-        self.on_drained = None
-        for callback in waiting:
-            callback()
 
     def _lost(self) -> None:
         """The client is gone before its answer was."""
@@ -912,7 +906,8 @@ class Connection:
                     os.close(piece.fd)
             self.out = None
         if self.on_drained is not None:
-            self._drained(self.on_drained)
+            callback, self.on_drained = self.on_drained, None
+            callback()
         if self.sink is not None:
             sink, self.sink = self.sink, None
             sink.abort()

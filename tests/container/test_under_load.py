@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from engine import SCALE, Stack, docker, stack, until
+from engine import SCALE, Container, Stack, docker, stack, until
 from test_compose import pids
 
 ENOUGH = 20_000  # requests, over all journeys
@@ -40,13 +40,19 @@ class Outcome(NamedTuple):
     def failed(self) -> int:
         return sum(self.failures.values())
 
+    def is_flawless(self, journeys: set[str]) -> bool:
+        """Whether these journeys, and no others, were made, and not one request failed. Raises `AssertionError` where not."""
+        assert self.failures == dict.fromkeys(self.requests, 0), self.errors
+        assert self.status == 0
+        assert self.requests.keys() == journeys
+        return True
+
 
 class Run:
-    """Locust at work in a stack."""
+    """Locust at work."""
 
-    def __init__(self, four: Stack) -> None:
-        four.compose("--profile", "load", "up", "--detach", "--scale", "locust-worker=2")
-        self.master = four.container("locust")
+    def __init__(self, master: Container) -> None:
+        self.master = master
         self.lines: list[str] = []
         self.count = 0  # requests so far, as Locust prints it every two seconds
         self._follower = subprocess.Popen(
@@ -89,6 +95,12 @@ class Run:
         )
 
 
+def loaded(four: Stack) -> Run:
+    """Start all of a stack, and Locust with two workers."""
+    four.compose("--profile", "load", "up", "--detach", "--scale", "locust-worker=2")
+    return Run(four.container("locust"))
+
+
 @pytest.fixture(scope="session")
 def images(image: str) -> None:
     """The examples' images, each from its own Dockerfile."""
@@ -127,13 +139,11 @@ def test_no_request_fails(images: None, app: str) -> None:
     """Thousands of requests over all journeys, each answer checked, and not one failure; whatever the framework."""
     journeys, enough = RUNS[app]
     with stack(*files(app), **headless()) as four:
-        run = Run(four)
+        run = loaded(four)
         run.reach(enough)
         outcome = run.end()
         print(f"{app}: {outcome}")
-        assert outcome.failures == dict.fromkeys(outcome.requests, 0), outcome.errors
-        assert outcome.status == 0
-        assert outcome.requests.keys() == journeys
+        assert outcome.is_flawless(journeys)
         assert min(outcome.requests.values()) > enough // 400
         assert outcome.total >= enough
         assert len(pids(four.container("web"), 4)) == 4
@@ -143,7 +153,7 @@ def test_a_chat_through_a_reload(images: None) -> None:
     """Dozens talk over WebSocket; HUP replaces the process. Whoever was in is told with 1012 and comes back; nobody misses what
     it said itself, hears another room, or finds nobody listening."""
     with stack(*files("chat"), **headless()) as one:
-        run = Run(one)
+        run = loaded(one)
         run.reach(ENOUGH // 10)
         docker("kill", "--signal", "HUP", one.container("web").identity)
         run.reach(run.count + ENOUGH // 10)
@@ -175,7 +185,7 @@ def test_a_killed_worker_costs_what_it_was_working_on(images: None) -> None:
     """SIGKILL to a worker under load: no more requests fail than it held connections (each carries one request at a time),
     they fail because the connection broke and not by a wrong answer, and another worker takes the dead one's place."""
     with stack(**headless()) as four:
-        run = Run(four)
+        run = loaded(four)
         run.reach(ENOUGH // 8)
         web = four.container("web")
         victim, held = web.python(KILL)
@@ -209,7 +219,7 @@ def test_wrong_answers_are_seen(images: None, tmp_path: Path) -> None:
     override = tmp_path / "compose.yaml"
     override.write_text(f"services: {{web: {{volumes: ['{tmp_path}:/app:ro']}}}}")
     with stack(str(override), **headless(APP="liar:app", WORKERS="1")) as one:
-        run = Run(one)
+        run = loaded(one)
         run.reach(1500)
         outcome = run.end()
         assert outcome.status == 1
@@ -222,7 +232,7 @@ def test_wrong_answers_are_seen(images: None, tmp_path: Path) -> None:
 def test_steps_climb_and_end(images: None) -> None:
     """With LOCUST_STEPS the users climb, and Locust ends by itself after the last step."""
     with stack(**headless(LOCUST_STEPS="4,9", LOCUST_STEP_TIME="3")) as stepped:
-        run = Run(stepped)
+        run = loaded(stepped)
         until("the end", 60, lambda: not run.master.inspect()["State"]["Running"])
         outcome = run.end()
         assert outcome.status == 0
