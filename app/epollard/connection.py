@@ -256,7 +256,7 @@ class Connection:
         self.paused = False  # not listening, for the application is busy
         self.mask = -1  # what epoll knows; -1: nothing
         self.due = server.header_due
-        self.on_drained: Callable[[], object] | None = None
+        self.on_drained: list[Callable[[], object]] | None = None
         self.form: Any = None  # what an application interface made of peer and local
         self.shape: Shape | None = None  # of the last head
 
@@ -764,8 +764,10 @@ class Connection:
         """Call back once: when little enough waits for the client, or it is gone."""
         if self.closed or self.pending <= LOW:
             callback()
+        elif self.on_drained is None:
+            self.on_drained = [callback]
         else:
-            self.on_drained = callback
+            self.on_drained.append(callback)
 
     def name(self) -> str:
         """The peer, for the log."""
@@ -853,8 +855,7 @@ class Connection:
         if moved:
             self.due = self.server.write_due
         if self.on_drained is not None and self.pending <= LOW:
-            callback, self.on_drained = self.on_drained, None
-            callback()
+            self._drained(self.on_drained)
         if out:
             # Edge-triggered, what is writable still is not said again unless asked for.
             if self.stage == FLUSH:
@@ -869,6 +870,11 @@ class Connection:
             self.due = NEVER
         elif self.stage == STREAM:
             self.due = self.server.stream_due
+
+    def _drained(self, waiting: list[Callable[[], object]]) -> None:
+        self.on_drained = None
+        for callback in waiting:
+            callback()
 
     def _lost(self) -> None:
         """The client is gone before its answer was."""
@@ -906,8 +912,7 @@ class Connection:
                     os.close(piece.fd)
             self.out = None
         if self.on_drained is not None:
-            callback, self.on_drained = self.on_drained, None
-            callback()
+            self._drained(self.on_drained)
         if self.sink is not None:
             sink, self.sink = self.sink, None
             sink.abort()

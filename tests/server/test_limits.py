@@ -10,6 +10,7 @@ from gates import Gate, Notes
 from harness import SCALE, Client, wait_for
 
 APP = "apps.routes:app"
+pytestmark = pytest.mark.interfaces("wsgi", "asgi")
 SHORT = {"header_timeout": 1, "body_timeout": 1, "write_timeout": 1, "keep_alive": 1}
 # Deadlines of 1 s are looked at once a second, so they are late by less than 2 s, and by what a busy machine adds.
 LATEST = 3 + 2 * SCALE
@@ -170,6 +171,7 @@ def test_more_clients_than_descriptors(serve):
     assert "Traceback" not in server.log
 
 
+@pytest.mark.interfaces("wsgi")  # in ASGI a body needs no file
 def test_no_descriptor_for_a_file(serve, tmp_path):
     """What an application or a body needs a descriptor for fails alone; everybody else is served."""
     server = serve(APP, own=True, launcher=("prlimit", "--nofile=48"))
