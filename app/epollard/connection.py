@@ -206,11 +206,11 @@ class Server:
         self.draining = True
         self.usual = {}
 
-    def dismiss_idle(self) -> None:
-        """Who is idle may still ask until the next tick: a request that is under way to us while we close would be lost."""
+    def dismiss_idle(self, due: float) -> None:
+        """Who is idle may still ask until then: a request that is under way to us while we close would be lost."""
         for connection in self.connections:
             if connection.stage == HEAD and not connection.buffer:
-                connection.due = 0.0
+                connection.due = due
 
 
 class Connection:
