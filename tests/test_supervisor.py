@@ -250,6 +250,30 @@ def test_a_worker_that_has_served_ends_a_series_of_early_deaths(started, clock, 
     assert (dead.slot.next_attempt > of._now) is bool(failures)
 
 
+@pytest.mark.parametrize(
+    ("code", "ready", "doom", "kills", "failures"),
+    [
+        (-signal.SIGKILL, True, "", 0, 0),
+        (-signal.SIGKILL, False, "", 0, 1),  # before it was ready: something is too big or too slow
+        (-signal.SIGKILL, True, "silent", 0, 1),  # by us
+        (-signal.SIGKILL, True, "", 1, 1),  # by the kernel, for memory
+        (-signal.SIGSEGV, True, "", 0, 1),
+        (1, True, "", 0, 1),
+    ],
+)
+def test_what_somebody_else_kills_did_not_fail(started, clock, monkeypatch, code, ready, doom, kills, failures):
+    """A worker that is killed from outside says nothing of the application, however often it happens: no back-off."""
+    monkeypatch.setattr(cgroup, "oom_kills", lambda: kills)
+    of = started("--workers", "1")
+    of._oom_kills = 0
+    of._proven = 1
+    dead = process(of)
+    dead.ready_since = of._now if ready else float("inf")
+    dead.doom = doom
+    of._bury(dead, code)
+    assert dead.slot.failures == failures
+
+
 def test_a_reload_ends_a_series_of_early_deaths(started, clock):
     """Mended code is not made to wait for what the broken code has done."""
     of = started("--workers", "1")

@@ -14,6 +14,7 @@ from .slots import Process, Slot
 from .sockets import Group, TcpGroup
 
 LOOK: Final = 0.05  # seconds between two looks while connections come
+BURST_LOOK: Final = 0.01  # and while more come than go: what stays in the wrong place stays there for long
 IDLE_LOOK: Final = 1.0  # and while none do, for those that close
 QUIET: Final = 0.5  # seconds without a change; then none come
 PAUSE: Final = 0.5  # seconds since our last look that were promised: the machine stood still, not the workers
@@ -65,11 +66,12 @@ class Balance:
             )
             for slot in every:
                 self._rescue(slot, slots)
+        grown = sum(slot.load for slot in every) - sum(loads)
         if self._arrived or came or loads != [slot.load for slot in every] or any(slot.waiting for slot in every):
             self._busy_until = now + QUIET
         if now < self._busy_until:
+            self.next_look = now + (BURST_LOOK if self._arrived or grown > len(every) else LOOK)
             self.disarm()
-            self.next_look = now + LOOK
         else:
             self._arm(every)
             self.next_look = now + IDLE_LOOK
@@ -89,12 +91,21 @@ class Balance:
             slot.rescuer = None
             _tell(rescuer, slot, ())
         if slot.rescuer is None and slot.waiting and not slot.willing:
-            siblings = [sibling for sibling in slots if sibling is not slot and sibling.willing]
-            if siblings:
-                rescuer = min(siblings, key=lambda sibling: sibling.load).serving[-1]
-                if _tell(rescuer, slot, slot.listeners):
-                    slot.rescuer = rescuer
-                    log.debug(f"{rescuer} serves the queue of worker {slot.index}")
+            self._lend(slot, slots)
+
+    def _lend(self, slot: Slot, slots: Sequence[Slot]) -> None:
+        siblings = [sibling for sibling in slots if sibling is not slot and sibling.willing]
+        if siblings:
+            rescuer = min(siblings, key=lambda sibling: sibling.load).serving[-1]
+            if _tell(rescuer, slot, slot.listeners):
+                slot.rescuer = rescuer
+                log.debug(f"{rescuer} serves the queue of worker {slot.index}")
+
+    def bequeath(self, slots: Sequence[Slot], fading: Sequence[Slot]) -> None:
+        """All workers are about to drain: give away the queues of slots that have none, whoever may wait there by now."""
+        for slot in (*slots, *fading):
+            if slot.rescuer is None and not slot.willing:
+                self._lend(slot, slots)
 
     def _arm(self, slots: Sequence[Slot]) -> None:
         if not self._armed and len(slots) > 1:

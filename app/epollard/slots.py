@@ -10,8 +10,9 @@ from .scoreboard import ACCEPTED, ACTIVE, HEARTBEAT
 from .steering import waiting
 
 # Seconds that a queue may stand still before its worker counts as stuck. The worker may be computing, or stopped, or the
-# machine too small: whatever it is, others can take these connections sooner.
-STUCK_AFTER: Final = 0.2
+# machine too small: whatever it is, others can take these connections sooner. It is seen when we look next, which may be late
+# on a machine that is too small.
+STUCK_AFTER: Final = 0.15
 
 
 class Slot:

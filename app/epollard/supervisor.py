@@ -81,7 +81,7 @@ EXIT_FAILED: Final = 1
 
 NO, GRACEFUL, QUICK = range(3)  # is the server stopping?
 
-_STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_STOPS: Final = {signal.SIGTERM: GRACEFUL, signal.SIGINT: QUICK, signal.SIGQUIT: QUICK}
 _SIGNALS: Final = (
     *_STOPS,
     signal.SIGHUP,
@@ -109,7 +109,6 @@ class Supervisor:
         self._generation = 1
         self._configs = {1: config}  # of generations that may yet be needed
         self._stopping = NO
-        self._drains_at = math.inf  # when the stop is to begin, where that has been put off
         self._closes_at = math.inf  # when the listeners are closed, at the latest
         # The fact.
         self._slots: list[Slot] = []
@@ -189,12 +188,10 @@ class Supervisor:
     def _on_signals(self, events: int) -> None:
         for number in self._signals.recv(4096):
             if number in _STOPS:
-                name = signal.Signals(number).name
-                if number == signal.SIGTERM and not self._going:
-                    self.drain(name)
-                else:  # a second TERM is one that lost its patience
-                    self._stop(QUICK, f"{name}: ")
-            elif self._going:
+                # A second TERM is one that lost its patience.
+                level = QUICK if self._stopping else _STOPS[signal.Signals(number)]
+                self._stop(level, f"{signal.Signals(number).name}: ")
+            elif self._stopping:
                 continue
             elif number == signal.SIGHUP:
                 self.reload("SIGHUP")
@@ -241,19 +238,9 @@ class Supervisor:
         return ""
 
     def drain(self, why: str) -> None:
-        """Want everything to end, once what has begun is finished; after `--drain-delay`, during which all goes on."""
-        if self._going:
-            return
-        if delay := self._config.drain_delay:
-            log.info(f"{why}: not ready any more; serves on for {delay:g} s, then drains")
-            self._drains_at = time.monotonic() + delay
-        else:
+        """Want everything to end, once what has begun is finished."""
+        if not self._stopping:
             self._stop(GRACEFUL, f"{why}: ")
-
-    @property
-    def _going(self) -> str:
-        """What is said of a server that is about to end."""
-        return "stopping" if self._stopping else "draining" if self._drains_at < math.inf else ""
 
     def _stop(self, level: int, why: str) -> None:
         if level == GRACEFUL:
@@ -262,8 +249,7 @@ class Supervisor:
             log.info(f"{why}stopping at once")
         self._stopping = level
         if level == GRACEFUL:
-            # Not `doors.SHUT`: who has connected and said nothing comes in after a second, and no listener is left for it then.
-            self._closes_at = time.monotonic() + HANDSHAKE
+            self._closes_at = time.monotonic() + doors.SHUT
             for slot in (*self._slots, *self._fading):
                 self._shut(slot)
         if level != GRACEFUL or not self._arriving():
@@ -277,6 +263,8 @@ class Supervisor:
     def _close(self) -> None:
         """Close all listeners and ask all workers to go."""
         self._closes_at = math.inf
+        if self._stopping == GRACEFUL:
+            self._balance.bequeath(self._slots, self._fading)
         # First our copies, then the workers': whoever closes last must have emptied the queue.
         self._balance.disarm()
         for slot in self._slots[:1]:
@@ -291,7 +279,7 @@ class Supervisor:
         """What there is to tell."""
         return report.Facts(
             now=time.monotonic(),
-            going=self._going,
+            going="stopping" if self._stopping else "",
             wanted=self._workers,
             known=self._announced[1],
             generation=self._generation,
@@ -313,11 +301,12 @@ class Supervisor:
         for process in self._processes.values():
             self._judge(process)
         self._dump()
-        if not self._stopping and self._due(self._drains_at):
-            self._stop(GRACEFUL, "")
         if self._stopping:
-            if self._closes_at < math.inf and (self._due(self._closes_at) or not self._arriving()):
-                self._close()
+            if self._closes_at < math.inf:
+                if self._due(self._closes_at) or not self._arriving():
+                    self._close()
+                else:
+                    self._look()
             return None
         self._resize()
         self._fade()
@@ -327,9 +316,7 @@ class Supervisor:
                 worker = self._start(slot)
                 if worker is not None:
                     return worker
-        if self._due(self._balance.next_look):
-            self._balance.look(now, self._slots, self._fading)
-            self._due(self._balance.next_look)
+        self._look()
         self._announce()
         return None
 
@@ -346,6 +333,11 @@ class Supervisor:
             return True
         self._wake_at = min(self._wake_at, when)
         return False
+
+    def _look(self) -> None:
+        if self._due(self._balance.next_look):
+            self._balance.look(self._now, self._slots, self._fading)
+            self._due(self._balance.next_look)
 
     def _resize(self) -> None:
         while len(self._slots) > self._workers:
@@ -602,6 +594,7 @@ class Supervisor:
             self._close_report(process)  # a child of its own may still hold the other end
         for column in COUNTED:
             self._past[column] += record[column]
+        oom_kills = self._oom_kills
         told = f"{process} {self._cause(process, code)} after {self._now - process.started:.1f} s"
         told += f"; {record[REQUESTS]} requests answered, {record[ACTIVE]} connections open"
         record[STATE] = FREE
@@ -620,6 +613,8 @@ class Supervisor:
             self._config = self._configs[self._proven]
         elif self._now - process.ready_since >= EARLY:
             slot.failures = 0
+        elif code == -signal.SIGKILL and process.ready and not process.doom and oom_kills == self._oom_kills:
+            pass  # it was somebody else's will, and says nothing of the application
         else:
             self._print_once(process.told)
             self._failed(slot)

@@ -66,7 +66,7 @@ def test_term_finishes_what_has_begun(start, running):
 
 def refuses(address):
     try:
-        socket.create_connection(address, 2 * SCALE).close()  # while the server closes, a client is let wait for a second
+        socket.create_connection(address, 1).close()
     except ConnectionRefusedError:
         return True
     except TimeoutError:  # not heard: the doors are shut while those who are on the way come in
@@ -99,6 +99,22 @@ def test_term_answers_who_is_on_the_way(start):
         with pytest.raises((TimeoutError, ConnectionRefusedError)):
             socket.create_connection(server.address, 0.2)
         assert [client.get("/").text for client in clients] == ["hello"] * 50
+        assert server.ended() == 0
+
+
+def test_term_answers_who_came_to_a_slot_without_a_worker(start, tmp_path):
+    """Its worker is dead and the replacement still boots: whoever is on the way to it is answered by a sibling."""
+    server = start(BOOTS, workers=2, steer="off", env={"BOOTS": str(tmp_path)})
+    (tmp_path / "hang").touch()
+    os.kill(server.workers()[0], signal.SIGKILL)
+    wait_for((tmp_path / "hanging").exists)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(40)]
+        server.signal(signal.SIGTERM)
+        server.wait_log("SIGTERM: stopping")
+        for client in clients:
+            client.request("/")
+        assert [client.response().text for client in clients] == ["1"] * 40
         assert server.ended() == 0
 
 
