@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import MODES, Mode, Server
+from harness import ASGI, TWINS, WSGI, Mode, Server
 
 Start = Callable[..., Server]
 
@@ -31,9 +31,22 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-@pytest.fixture(scope="module", params=MODES, ids=str)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that has the fixture `mode` runs once in each: level, edge and oneshot, each with 1 and 8 threads.
+
+    What is no matter of WSGI alone says `pytest.mark.interfaces("wsgi", "asgi")`, and runs in each trigger mode with the
+    application's twin (`harness.TWINS`) as well.
+    """
+    if "mode" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("interfaces")
+        wanted = mark.args if mark else ("wsgi",)
+        modes = [mode for mode in (*WSGI, *ASGI) if mode.interface in wanted]
+        metafunc.parametrize("mode", modes, ids=str, scope="module", indirect=True)
+
+
+@pytest.fixture(scope="module")
 def mode(request: pytest.FixtureRequest) -> Mode:
-    """A test that has this fixture runs once in each mode: level, edge and oneshot, each with 1 and 8 threads."""
+    """See `pytest_generate_tests`."""
     found: Mode = request.param
     return found
 
@@ -49,6 +62,8 @@ def serve(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Star
 
         def serve(app: str | None = "apps.hello:app", *, own: bool = False, **options: object) -> Server:
             options = {"trigger": mode.trigger, "threads": mode.threads, **options}
+            if mode.interface == "asgi":
+                app = TWINS.get(app or "", app)
             key = repr((app, sorted(options.items())))
             if own or key not in shared or shared[key].process.poll() is not None:
                 server = launch(app, tmp_path_factory.mktemp("server"), **options).started()

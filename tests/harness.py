@@ -42,12 +42,17 @@ class Mode(NamedTuple):
 
     trigger: str
     threads: int
+    interface: str = "wsgi"
 
     def __str__(self) -> str:
-        return f"{self.trigger}-{self.threads}"
+        return f"{self.trigger}-{self.threads if self.interface == 'wsgi' else self.interface}"
 
 
-MODES = [Mode(trigger, threads) for trigger in ("level", "edge", "oneshot") for threads in (1, 8)]
+TRIGGERS = ("level", "edge", "oneshot")
+WSGI = [Mode(trigger, threads) for trigger in TRIGGERS for threads in (1, 8)]
+ASGI = [Mode(trigger, 8, "asgi") for trigger in TRIGGERS]  # which has no use for threads
+# Applications of the same routes: a promise of HTTP is one of each interface.
+TWINS = {"apps.routes:app": "apps.asgi_routes:app"}
 
 
 class Server:

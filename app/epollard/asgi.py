@@ -37,6 +37,7 @@ class Host(Protocol):
     """What a call needs from the loop that it runs on."""
 
     aio: asyncio.AbstractEventLoop
+    stopping: bool  # what still runs is cancelled
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> None:
         """Call something in this turn of the loop, but not now."""
@@ -119,13 +120,13 @@ class Call:
 
     async def receive(self) -> Message:
         """The body piece by piece, then `http.disconnect` as soon as it is true."""
-        if self._body is not None:
+        if self._body is not None and not self.done:
             if not self.asked:
                 self._ask()
-            while not self._body and not self.whole and not self.left and not self.done:
+            while self._body == [] and not self.whole and not self.left and not self.done:
                 await self._wait()
-            body = self._body
-            if body or self.whole:
+            body = self._body  # which another task may have had meanwhile
+            if body is not None and (body or self.whole):
                 content = b"".join(body)
                 if self.whole:
                     self._body = None
@@ -249,6 +250,8 @@ class Call:
             isinstance(error, asyncio.CancelledError) and (self.dead or self.connection.closed)
         ):
             log.debug(f"the client left in the middle of {where}")
+        elif isinstance(error, asyncio.CancelledError) and self.host.stopping:
+            log.info(f"cut short by a stop: {where}")
         else:
             log.exception(f"application failed on {where}", error)
         if not self.done:
@@ -256,7 +259,9 @@ class Call:
 
     def give_up(self) -> None:
         """The application returned without a whole answer."""
-        if not self.dead and not self.connection.closed:
+        if self.left and self.asked:  # as it may: it was told that the client is gone
+            self.connection.close()
+        elif not self.dead and not self.connection.closed:
             line = self.request.line
             said = "the end of its answer" if self.opened else "an answer"
             log.error(f"application returned without {said} on {line.method} {line.target}")
@@ -297,11 +302,11 @@ class Call:
 
     def _ask(self) -> None:
         """The client waits for "100 Continue" (RFC 9110 10.1.1)."""
-        self.asked = True
         connection = self.connection
         if self.opened or connection.closed:  # 100 comes before the final status or never
             self.left = True
             return
+        self.asked = True
         connection.sink = self
         connection.read_body(connection.server.draining or not self.request.fields.keep_alive, True)
 
@@ -346,20 +351,11 @@ class Call:
         elif kind == "http.response.pathsend":
             # Opened like this so that a FIFO in its place holds up nobody.
             fd = os.open(message["path"], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                os.close(fd)
-                raise RuntimeError("http.response.pathsend of what is no file")
-            self._send_file(fd, 0, status.st_size, False)
+            self._send_file(fd, 0, None, False)
         else:
             file = message["file"]
             fd = os.dup(file if type(file) is int else file.fileno())
-            offset = message.get("offset")
-            if offset is None:
-                offset = os.lseek(fd, 0, os.SEEK_CUR)
-            count = message.get("count")
-            rest = max(os.fstat(fd).st_size - offset, 0)
-            self._send_file(fd, offset, rest if count is None else min(count, rest), message.get("more_body", False))
+            self._send_file(fd, message.get("offset"), message.get("count"), message.get("more_body", False))
         if connection.pending > HIGH:
             await self._drained()
 
@@ -398,9 +394,18 @@ class Call:
         if not more:
             self._end_body()
 
-    def _send_file(self, fd: int, offset: int, count: int, more: bool) -> None:
+    def _send_file(self, fd: int, offset: int | None, count: int | None, more: bool) -> None:
+        """Send a piece of an open file, whose descriptor is ours. Without an offset: from where the file is, which moves on."""
         connection = self.connection
         try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise RuntimeError("this is no regular file")
+            here = os.lseek(fd, 0, os.SEEK_CUR) if offset is None else offset
+            rest = max(status.st_size - here, 0)
+            count = rest if count is None else max(min(count, rest), 0)
+            if offset is None:
+                os.lseek(fd, count, os.SEEK_CUR)
             opening = self._begin(count, more)
             left = self._left
             if left is not None:
@@ -412,7 +417,7 @@ class Call:
             connection.write(opening + (b"%x\r\n" % count if chunked else b""))
             self.sent += count
             own, fd = fd, -1
-            connection.write_file(own, offset, count)
+            connection.write_file(own, here, count)
         finally:
             if fd >= 0:
                 os.close(fd)

@@ -5,8 +5,11 @@ request), flushing an answer, lingering, a stream (another protocol took over). 
 for what the kernel did not take: a request that finds an idle connection costs one `recv`, one `send`, and no `epoll_ctl`.
 """
 
+import fcntl
 import os
 import socket
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
@@ -203,11 +206,11 @@ class Server:
         self.draining = True
         self.usual = {}
 
-    def dismiss_idle(self) -> None:
-        """Who is idle may still ask until the next tick: a request that is under way to us while we close would be lost."""
+    def dismiss_idle(self, due: float) -> None:
+        """Who is idle may still ask until then: a request that is under way to us while we close would be lost."""
         for connection in self.connections:
             if connection.stage == HEAD and not connection.buffer:
-                connection.due = 0.0
+                connection.due = due
 
 
 class Connection:
@@ -235,6 +238,7 @@ class Connection:
         "sock",
         "stage",
         "start",
+        "unsent",
     )
 
     def __init__(self, sock: "socket.SocketType", server: Server, peer: tuple[str, str], local: tuple[str, str]) -> None:
@@ -249,6 +253,7 @@ class Connection:
         self.answers: list[bytes] | None = None  # of a pipeline, not yet sent
         self.out: deque[memoryview | File] | None = None  # what the kernel did not take
         self.pending = 0  # bytes in `out`
+        self.unsent = 0  # ... and in the kernel, when some of them were last seen to move
         self.decoder: LengthBody | ChunkedBody | None = None  # of the body under way
         self.sink: Sink | None = None
         self.closing = False  # after the answer under way
@@ -256,7 +261,7 @@ class Connection:
         self.paused = False  # not listening, for the application is busy
         self.mask = -1  # what epoll knows; -1: nothing
         self.due = server.header_due
-        self.on_drained: Callable[[], object] | None = None
+        self.on_drained: list[Callable[[], object]] | None = None
         self.form: Any = None  # what an application interface made of peer and local
         self.shape: Shape | None = None  # of the last head
 
@@ -419,6 +424,9 @@ class Connection:
         elif self.stage == STREAM and self.out is None:
             assert self.sink is not None
             cast(Stream, self.sink).on_deadline()
+        elif (unsent := self._ask_unsent()) < self.unsent:  # epoll tells of room only when a third of its buffer is free
+            self.unsent = unsent
+            self.due = self.server.write_due
         else:
             log.info(f"closed {self.name()}: it did not take its answer for {self.server.timeouts[2]:g} s")
             self.server.aborted += 1
@@ -764,8 +772,10 @@ class Connection:
         """Call back once: when little enough waits for the client, or it is gone."""
         if self.closed or self.pending <= LOW:
             callback()
+        elif self.on_drained is None:
+            self.on_drained = [callback]
         else:
-            self.on_drained = callback
+            self.on_drained.append(callback)
 
     def name(self) -> str:
         """The peer, for the log."""
@@ -806,11 +816,16 @@ class Connection:
         self.out = deque((piece,))
         self.pending = len(piece)
         self.due = self.server.write_due
+        self.unsent = self._ask_unsent()
         if self.stage == BUSY:
             self._arm_busy()
         elif self.stage == BODY or self.stage == STREAM:
             self._arm(self.server.watch_mask | OUT)
         # Else its turn is not over, and what ends it arms.
+
+    def _ask_unsent(self) -> int:
+        """Bytes that the kernel holds for the client (SIOCOUTQ, tcp(7))."""
+        return int.from_bytes(fcntl.ioctl(self.fd, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
 
     def draw_cork(self) -> None:
         """What was written leaves now; what comes is corked again."""
@@ -852,9 +867,9 @@ class Connection:
                 piece.count -= sent
         if moved:
             self.due = self.server.write_due
+            self.unsent = self._ask_unsent()
         if self.on_drained is not None and self.pending <= LOW:
-            callback, self.on_drained = self.on_drained, None
-            callback()
+            self._drained(self.on_drained)
         if out:
             # Edge-triggered, what is writable still is not said again unless asked for.
             if self.stage == FLUSH:
@@ -869,6 +884,11 @@ class Connection:
             self.due = NEVER
         elif self.stage == STREAM:
             self.due = self.server.stream_due
+
+    def _drained(self, waiting: list[Callable[[], object]]) -> None:
+        self.on_drained = None
+        for callback in waiting:
+            callback()
 
     def _lost(self) -> None:
         """The client is gone before its answer was."""
@@ -906,8 +926,7 @@ class Connection:
                     os.close(piece.fd)
             self.out = None
         if self.on_drained is not None:
-            callback, self.on_drained = self.on_drained, None
-            callback()
+            self._drained(self.on_drained)
         if self.sink is not None:
             sink, self.sink = self.sink, None
             sink.abort()

@@ -40,6 +40,7 @@ class Guest:
         self.loop = loop
         self.aio: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop(loop)
         self.answered = 0
+        self.stopping = False
         self.post = loop.post
         self._app = app
         self._max_size = max_size  # bytes of a WebSocket's message
@@ -62,6 +63,7 @@ class Guest:
 
     def stop(self) -> None:
         """End `run`: what still runs is cancelled."""
+        self.stopping = True
         self._stop.set()
 
     @property
@@ -92,28 +94,20 @@ class Guest:
 
     async def _serve(self, ready: Callable[[], object]) -> None:
         lifespan = Lifespan(self._app)
-        await lifespan.startup()
-        if lifespan.supported:
-            self._scopes.state = lifespan.state
         stopped = threading.Event()
-        threading.Thread(target=self._watch, args=(threading.get_ident(), stopped), name="watcher", daemon=True).start()
         try:
+            await lifespan.startup()
+            if lifespan.supported:
+                self._scopes.state = lifespan.state
+            threading.Thread(target=self._watch, args=(threading.get_ident(), stopped), name="watcher", daemon=True).start()
             ready()
             await self._stop.wait()
+            await _cancel([call.task for call in self._calls if call.task is not None])
+            await lifespan.shutdown()
         finally:
             stopped.set()
-        left = [call.task for call in self._calls if call.task is not None]
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=CANCELLED)
-        await lifespan.shutdown()
-        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=CANCELLED)
-        await self.aio.shutdown_asyncgens()
+            await _cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
+            await self.aio.shutdown_asyncgens()
 
     # connection.Application
 
@@ -225,3 +219,11 @@ class Guest:
             places = traceback.extract_stack(stack)[:-4:-1] if stack else []
             where = ", called by ".join(f"{os.path.basename(f.filename)}:{f.lineno} ({f.name})" for f in places)
             log.warning(f"the event loop is held for over {HELD * 1000:.0f} ms, and everybody waits: {log.escape(where)}")
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel, and give them a moment to end."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=CANCELLED)

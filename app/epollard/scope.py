@@ -34,6 +34,8 @@ class Scopes:
         form = request.form or self._form(request)
         scope = cast(Scope, form.copy())
         scope["headers"] = form["headers"].copy()
+        scope["extensions"] = form["extensions"].copy()
+        scope["asgi"] = SPEC.copy()
         scope["client"], scope["server"] = connection.form or self._peers(connection)
         if self.state is not None:
             scope["state"] = self.state.copy()
@@ -47,7 +49,7 @@ class Scopes:
             extensions = _TRAILERS
         form: Scope = {
             "type": "http",
-            "asgi": SPEC,
+            "asgi": None,
             "http_version": fields.version,
             "scheme": "http",
             "root_path": "",

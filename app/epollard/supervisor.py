@@ -81,7 +81,7 @@ EXIT_FAILED: Final = 1
 
 NO, GRACEFUL, QUICK = range(3)  # is the server stopping?
 
-_STOPS: Final = {signal.SIGTERM: GRACEFUL, signal.SIGINT: QUICK, signal.SIGQUIT: QUICK}
+_STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _SIGNALS: Final = (
     *_STOPS,
     signal.SIGHUP,
@@ -109,6 +109,7 @@ class Supervisor:
         self._generation = 1
         self._configs = {1: config}  # of generations that may yet be needed
         self._stopping = NO
+        self._drains_at = math.inf  # when the stop is to begin, where that has been put off
         self._closes_at = math.inf  # when the listeners are closed, at the latest
         # The fact.
         self._slots: list[Slot] = []
@@ -188,10 +189,12 @@ class Supervisor:
     def _on_signals(self, events: int) -> None:
         for number in self._signals.recv(4096):
             if number in _STOPS:
-                # A second TERM is one that lost its patience.
-                level = QUICK if self._stopping else _STOPS[signal.Signals(number)]
-                self._stop(level, f"{signal.Signals(number).name}: ")
-            elif self._stopping:
+                name = signal.Signals(number).name
+                if number == signal.SIGTERM and not self._going:
+                    self.drain(name)
+                else:  # a second TERM is one that lost its patience
+                    self._stop(QUICK, f"{name}: ")
+            elif self._going:
                 continue
             elif number == signal.SIGHUP:
                 self.reload("SIGHUP")
@@ -238,9 +241,19 @@ class Supervisor:
         return ""
 
     def drain(self, why: str) -> None:
-        """Want everything to end, once what has begun is finished."""
-        if not self._stopping:
+        """Want everything to end, once what has begun is finished; after `--drain-delay`, during which all goes on."""
+        if self._going:
+            return
+        if delay := self._config.drain_delay:
+            log.info(f"{why}: not ready any more; serves on for {delay:g} s, then drains")
+            self._drains_at = time.monotonic() + delay
+        else:
             self._stop(GRACEFUL, f"{why}: ")
+
+    @property
+    def _going(self) -> str:
+        """What is said of a server that is about to end."""
+        return "stopping" if self._stopping else "draining" if self._drains_at < math.inf else ""
 
     def _stop(self, level: int, why: str) -> None:
         if level == GRACEFUL:
@@ -249,7 +262,8 @@ class Supervisor:
             log.info(f"{why}stopping at once")
         self._stopping = level
         if level == GRACEFUL:
-            self._closes_at = time.monotonic() + doors.SHUT
+            # Not `doors.SHUT`: who has connected and said nothing comes in after a second, and no listener is left for it then.
+            self._closes_at = time.monotonic() + HANDSHAKE
             for slot in (*self._slots, *self._fading):
                 self._shut(slot)
         if level != GRACEFUL or not self._arriving():
@@ -279,7 +293,7 @@ class Supervisor:
         """What there is to tell."""
         return report.Facts(
             now=time.monotonic(),
-            going="stopping" if self._stopping else "",
+            going=self._going,
             wanted=self._workers,
             known=self._announced[1],
             generation=self._generation,
@@ -301,6 +315,8 @@ class Supervisor:
         for process in self._processes.values():
             self._judge(process)
         self._dump()
+        if not self._stopping and self._due(self._drains_at):
+            self._stop(GRACEFUL, "")
         if self._stopping:
             if self._closes_at < math.inf:
                 if self._due(self._closes_at) or not self._arriving():

@@ -10,6 +10,7 @@ from gates import Notes
 from harness import wait_for
 
 APP = "apps.routes:app"
+pytestmark = pytest.mark.interfaces("wsgi", "asgi")
 TEXT = re.compile(
     r'(\S+) - - \[(\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d \+0000)\] "(\S+) (\S+) (HTTP/1\.[01])" (\d{3}) (\d+) (\d+\.\d{6})'
 )

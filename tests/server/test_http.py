@@ -16,6 +16,7 @@ from gates import Gate
 from harness import WAIT, Client, wait_for
 
 APP = "apps.routes:app"
+pytestmark = pytest.mark.interfaces("wsgi", "asgi")
 GET = b"GET %b HTTP/1.1\r\nHost: test\r\n\r\n"
 RESET_TARGETS = ["/hello", "/size?n=3000000", "/stream?n=200000", "/closing?kind=endless&log=%s"]
 
@@ -163,6 +164,7 @@ def test_answers_that_have_no_body(server, status, body, length):
         assert client.get("/hello").body == b"Hello, world!"
 
 
+@pytest.mark.interfaces("wsgi")  # in ASGI a status is a number
 @pytest.mark.parametrize("status", ["200", "200 ", "299 Never heard of", "404 Nicht gefunden \u00e4", "599 x"])
 def test_a_status_may_say_what_it_likes(server, status):
     """RFC 9112 4: three digits, and a phrase that may be empty."""
@@ -539,6 +541,15 @@ def test_the_client_of_the_standard_library(server):
     )
     assert json.loads(connection.getresponse().read()) == ["ab"]
     connection.close()
+
+
+def test_a_large_file_on_a_new_connection(server, tmp_path):
+    """More than a client may take of one turn, to one that takes it at once, before epoll has ever heard of the connection."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 12_000_000)
+    for _ in range(3):
+        with Client(server.address, receive_buffer=8 << 20) as client:
+            assert len(client.get(f"/file?path={path}").body) == 12_000_000
 
 
 def test_a_reader_of_one_packet_at_a_time(server):

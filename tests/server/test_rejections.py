@@ -8,6 +8,7 @@ import pytest
 from harness import wait_for
 
 APP = "apps.routes:app"
+pytestmark = pytest.mark.interfaces("wsgi", "asgi")
 LIMITS = {"max_line": 200, "max_headers": 10, "max_header_bytes": 1000, "max_body": 1000}
 OK = b"GET /hello HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /digest HTTP/1.1\r\nHost: test\r\n"
@@ -101,6 +102,7 @@ def test_up_to_the_limits_all_is_well(server, data):
             assert client.send(data).response().status == 200
 
 
+@pytest.mark.interfaces("wsgi")  # in ASGI a body needs no file
 def test_no_room_for_a_body(serve):
     """507 where the disk takes no more; the worker goes on."""
     server = serve(APP, launcher=("prlimit", "--fsize=1000000"))

@@ -66,7 +66,7 @@ def test_term_finishes_what_has_begun(start, running):
 
 def refuses(address):
     try:
-        socket.create_connection(address, 1).close()
+        socket.create_connection(address, 2 * SCALE).close()  # while the server closes, a client is let wait for a second
     except ConnectionRefusedError:
         return True
     except TimeoutError:  # not heard: the doors are shut while those who are on the way come in
