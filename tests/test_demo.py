@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
+from xml.etree import ElementTree
 
 import pytest
 
@@ -103,6 +104,14 @@ def test_every_link_of_the_page_is_a_route() -> None:
     assert len(links) >= 6
     for link in links:
         assert ask(link).status == "200 OK", link
+
+
+def test_the_icon() -> None:
+    """Browsers ask for it beside every page, also where the page is plain text and names none: it is there, an image."""
+    answer = ask("/favicon.ico")
+    assert (answer.status, answer.headers["Content-Type"]) == ("200 OK", "image/svg+xml")
+    assert ElementTree.fromstring(answer.body).tag == "{http://www.w3.org/2000/svg}svg"
+    assert 'href="/favicon.ico"' in ask("/").body.decode()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])

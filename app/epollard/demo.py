@@ -11,6 +11,7 @@ Routes, all deterministic, so that a load test can check every byte of an answer
     GET  /bytes?n=    so many bytes (0 to 100 MiB; 1024 where not given) of the 64 characters of base64, over and over
     GET  /stream?n=   so many chunks (0 to 100,000; 10 where not given): the lines "chunk 0", "chunk 1", ...; no Content-Length
     POST /upload      length and SHA-256 of the body, which is read in pieces and not kept
+    GET  /favicon.ico what browsers ask for beside any of these
 
 A query number that is no plain decimal, or out of bounds, is a 400; another path a 404; another method a 405 with `Allow`.
 """
@@ -65,6 +66,12 @@ def _hello(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[
 
 def _json(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     return _answer(start_response, {"message": "Hello, World!", **_who()})
+
+
+def _icon(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    headers = [("Content-Type", "image/svg+xml"), ("Content-Length", str(len(_ICON))), ("Cache-Control", "max-age=86400")]
+    start_response("200 OK", headers)
+    return [_ICON]
 
 
 def _echo(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -129,7 +136,7 @@ def _welcome(environ: WSGIEnvironment, start_response: StartResponse) -> Iterabl
         ("Content-Type", "text/html; charset=utf-8"),
         ("Content-Length", str(len(body))),
         ("Cache-Control", "no-store"),
-        ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; img-src data:"),
+        ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'"),
     ]
     start_response("200 OK", headers)
     return [body]
@@ -204,7 +211,14 @@ ROUTES: Final[dict[str, tuple[tuple[str, ...], Callable[[WSGIEnvironment, StartR
     "/bytes": (_GET, _bytes),
     "/stream": (_GET, _stream),
     "/upload": (("POST", "PUT"), _upload),
+    "/favicon.ico": (_GET, _icon),
 }
+
+_ICON: Final = b"""\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="#3f8f5b" stroke-width="3" stroke-linecap="round">
+<path d="M16 30V16M16 17L6 6M16 17L12 3M16 17L20 3M16 17L26 6"/>
+</svg>
+"""
 
 _PAGE: Final = """\
 <!doctype html>
@@ -213,9 +227,7 @@ _PAGE: Final = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>epollard is serving</title>
-<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E\
-%3Cg fill='none' stroke='%233f8f5b' stroke-width='3' stroke-linecap='round'%3E\
-%3Cpath d='M16 30V16M16 17L6 6M16 17L12 3M16 17L20 3M16 17L26 6'/%3E%3C/g%3E%3C/svg%3E">
+<link rel="icon" type="image/svg+xml" href="/favicon.ico">
 <style>
 :root { --ground: #f6f7f4; --card: #fff; --ink: #1d2b24; --soft: #5d6b63; --line: #dfe4de; --leaf: #2f7d4c;
   color-scheme: light dark; }
