@@ -215,8 +215,8 @@ ROUTES: Final[dict[str, tuple[tuple[str, ...], Callable[[WSGIEnvironment, StartR
 }
 
 _ICON: Final = b"""\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="#3f8f5b" stroke-width="3" stroke-linecap="round">
-<path d="M16 30V16M16 17L6 6M16 17L12 3M16 17L20 3M16 17L26 6"/>
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="#3f8f5b" stroke-width="3">
+<path stroke-linecap="round" d="M16 30V16M16 17L6 6M16 17L12 3M16 17L20 3M16 17L26 6"/>
 </svg>
 """
 
