@@ -199,6 +199,13 @@ def session(leader: int) -> list[int]:
     return [pid for pid, fields in _processes() if int(fields[3]) == leader and fields[0] != "Z"]
 
 
+def leaves(leader: int) -> list[int]:
+    """The living processes of a session that have no children, in the order of their start: a server's workers."""
+    living = [(pid, fields) for pid, fields in _processes() if int(fields[3]) == leader and fields[0] != "Z"]
+    parents = {int(fields[1]) for _, fields in living}
+    return [pid for _, pid in sorted((int(fields[19]), pid) for pid, fields in living if pid not in parents)]
+
+
 def alive(pid: int) -> bool:
     """Whether there is such a process, and it is not a zombie."""
     return any(found == pid and fields[0] != "Z" for found, fields in _processes())

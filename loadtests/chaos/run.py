@@ -26,10 +26,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "peers"), str(HERE.parents[1] / "tests")]
 
 import commands  # noqa: E402 - these lie in other directories
-import hands  # noqa: E402
 
+import hands  # noqa: E402
 import measure  # noqa: E402
-from harness import children, session  # noqa: E402
+from harness import leaves, session  # noqa: E402
 from load import Answer, Failure, hold  # noqa: E402
 
 WORKERS = 4
@@ -112,7 +112,7 @@ class Run:
 
     def pids(self) -> list[int]:
         """The workers that there are, oldest first; not the helper that Python's multiprocessing has beside them."""
-        return [pid for pid in children(self.server.pid) if b"resource_tracker" not in _command(pid)]
+        return [pid for pid in leaves(self.server.pid) if pid != self.server.pid and b"resource_tracker" not in _command(pid)]
 
     def wait(self, what: str, condition: Callable[[], object], seconds: float = 30.0) -> bool:
         deadline = time.monotonic() + seconds
@@ -191,6 +191,16 @@ def reloads(run: Run) -> None:
         old = {*run.pids()}
         run.mark()
         os.kill(run.server.pid, signal.SIGHUP)
+        run.wait("all workers are new", lambda old=old: len(new := run.pids()) == WORKERS and not old & {*new})
+        time.sleep(0.1)
+
+
+def upgrades(run: Run) -> None:
+    """10 times USR2: another supervisor, from the code on disk, takes over the listeners."""
+    for _ in run.times(10):
+        old = {*run.pids()}
+        run.mark()
+        os.kill(run.server.pid, signal.SIGUSR2)
         run.wait("all workers are new", lambda old=old: len(new := run.pids()) == WORKERS and not old & {*new})
         time.sleep(0.1)
 
@@ -342,6 +352,7 @@ class Scenario(NamedTuple):
 SCENARIOS = {
     "reloads": Scenario(reloads, nothing_lost),
     "scalings": Scenario(scalings, nothing_lost, peers=("gunicorn", "uvicorn")),
+    "upgrades": Scenario(upgrades, nothing_lost, peers=()),
     "recycling": Scenario(recycling, nothing_lost, ("--max-requests", "500", "--max-requests-jitter", "50"), peers=()),
     "TERM": Scenario(nothing, nothing_lost),
     "kills": Scenario(kills, only_what_was_read, target="/?ms=1"),
@@ -411,7 +422,7 @@ def as_dict(run: Run) -> dict[str, Any]:
         "disturbances": [round(when - run.begun, 3) for when in run.marks],
         "seconds": round(run.ended - run.begun, 3),
         "answered": len(run.answers),
-        "failed": [failure._asdict() for failure in run.failed],
+        "failed": [failure._replace(when=round(failure.when - run.begun, 3))._asdict() for failure in run.failed],
         "refused_after_term": len(run.failures) - len(run.failed),
         "retried": run.retries,
         "processes": len(run.workers),
