@@ -35,12 +35,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that has the fixture `mode` runs once in each: level, edge and oneshot, each with 1 and 8 threads.
 
     What is no matter of WSGI alone says `pytest.mark.interfaces("wsgi", "asgi")`, and runs in each trigger mode with the
-    application's twin (`harness.TWINS`) as well.
+    application's twin (`harness.TWINS`) as well. Of what is no matter of the trigger `trigger="level"` is enough.
     """
     if "mode" in metafunc.fixturenames:
-        mark = metafunc.definition.get_closest_marker("interfaces")
-        wanted = mark.args if mark else ("wsgi",)
-        modes = [mode for mode in (*WSGI, *ASGI) if mode.interface in wanted]
+        mark = metafunc.definition.get_closest_marker("interfaces") or pytest.mark.interfaces("wsgi").mark
+        trigger = mark.kwargs.get("trigger")
+        modes = [mode for mode in (*WSGI, *ASGI) if mode.interface in mark.args and trigger in (None, mode.trigger)]
         metafunc.parametrize("mode", modes, ids=str, scope="module", indirect=True)
 
 

@@ -108,10 +108,7 @@ TESTED_ELSEWHERE = {
     "management": ["server/test_admin.py"],
     "ctl": ["server/test_admin.py", "container/test_image.py"],
     "scope": ["server/test_asgi.py"],
-    "asgi": ["server/test_asgi.py"],
-    "lifespan": ["server/test_lifespan.py"],
     "session": ["server/test_websockets.py"],
-    "guest": ["server/test_guest.py"],
     "worker": ["server/test_stop.py", "server/test_signals.py", "server/test_supervision.py"],
 }
 NO_MODULE = {"layers", "deployment"}

@@ -250,6 +250,8 @@ class Call:
             isinstance(error, asyncio.CancelledError) and (self.dead or self.connection.closed)
         ):
             log.debug(f"the client left in the middle of {where}")
+        elif (self.dead or self.connection.closed) and _is_of_leaving(error):
+            log.info(f"the client left in the middle of {where}, and the application raised {type(error).__name__}")
         elif isinstance(error, asyncio.CancelledError) and self.host.stopping:
             log.info(f"cut short by a stop: {where}")
         else:
@@ -453,6 +455,15 @@ def resolve(future: asyncio.Future[None]) -> None:
     """Wake who waits, unless that was given up."""
     if not future.done():
         future.set_result(None)
+
+
+def _is_of_leaving(error: BaseException | None) -> bool:
+    """Whether `ClientDisconnected` is at the root of it: frameworks raise exceptions of their own from it, or groups of it."""
+    while error is not None and not isinstance(error, ClientDisconnected):
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(_is_of_leaving, error.exceptions))
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _as_bytes(body: object) -> bytes:

@@ -1,0 +1,318 @@
+"""Starlette, FastAPI, Django and Quart as people use them: what their documentation promises holds over the wire."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from gates import Notes
+from harness import SCALE, WAIT, wait_for
+
+APPS = {
+    "Starlette": "apps.starlette_app:app",
+    "FastAPI": "apps.fastapi_app:app",
+    "Django": "apps.django_asgi:app",
+    "Quart": "apps.quart_app:app",
+}
+pytestmark = pytest.mark.interfaces("asgi", trigger="level")
+
+
+@pytest.fixture
+def log(tmp_path):
+    return Notes(tmp_path / "log")
+
+
+@contextmanager
+def client_of(serve, framework):
+    pytest.importorskip(framework.lower())
+    server = serve(APPS[framework], env={"PYTHONWARNINGS": ""})
+    with httpx.Client(base_url=server.url, timeout=WAIT, trust_env=False) as client:
+        client.server = server
+        yield client
+
+
+@pytest.fixture
+def starlette(serve):
+    with client_of(serve, "Starlette") as client:
+        yield client
+
+
+@pytest.fixture
+def fastapi(serve):
+    with client_of(serve, "FastAPI") as client:
+        yield client
+
+
+@pytest.fixture
+def django(serve):
+    with client_of(serve, "Django") as client:
+        yield client
+
+
+@pytest.fixture(params=["Starlette", "Django", "Quart"])
+def client(serve, request):
+    with client_of(serve, request.param) as client:
+        client.framework = request.param
+        yield client
+
+
+def digest(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- What all of them have
+
+
+def test_pages_and_errors(client):
+    """200, 404 and 500 are the framework's own; after an error all goes on."""
+    for _ in range(2):
+        assert client.get("/").text == f"Hello from {client.framework}"
+        assert client.get("/missing").status_code == 404
+        assert client.get("/error").status_code == 500
+        assert client.head("/").status_code == 200
+
+
+@pytest.mark.parametrize("size", [0, 1000, 3_000_000])
+def test_uploads(client, size):
+    """Multipart bodies, kept in memory or in a file."""
+    content = os.urandom(size)
+    target = "/form" if client.framework == "Starlette" else "/upload"
+    found = client.post(target, files={"file": ("name.bin", content)}, data={"word": "caf\u00e9"}).json()
+    assert (found["name"], found["sha256"]) == ("name.bin", digest(content))
+    assert found.get("word", "caf\u00e9") == "caf\u00e9"
+
+
+def test_a_body_without_a_length(client):
+    """A chunked body reaches the framework whole."""
+    assert client.post("/raw", content=iter([b"x" * 1000] * 100)).json()["length"] == 100_000
+
+
+def test_sessions(client):
+    """Cookies go there and come back."""
+    assert [client.get("/count").text for _ in range(3)] == ["1", "2", "3"]
+
+
+def test_streams(client):
+    """Generators, many at a time."""
+
+    def ask(word):
+        with httpx.Client(base_url=client.base_url, timeout=WAIT, trust_env=False) as own:
+            return own.get("/stream", params={"word": word}).text
+
+    with ThreadPoolExecutor(6) as pool:
+        words = [f"word{number}" for number in range(12)]
+        for word, text in zip(words, pool.map(ask, words), strict=True):
+            assert text == "".join(f"{word} {number}\n" for number in range(50))
+
+
+# --- Starlette
+
+
+@pytest.mark.parametrize("path", ["/state", "/wrapped/state"])
+def test_lifespan_state(starlette, path):
+    """`request.state` has what the lifespan has yielded; behind middleware too."""
+    assert [starlette.get(path).text for _ in range(2)] == ["Hello from the lifespan"] * 2
+
+
+def test_views_in_threads(starlette):
+    """A view that is not asynchronous is no burden for the loop."""
+    assert starlette.get("/in_a_thread").text == "no loop here"
+    assert starlette.get("/threaded_stream").text == "".join(f"{number}\n" for number in range(50))
+
+
+def test_exceptions(starlette):
+    """Those that are answers are no errors."""
+    answer = starlette.get("/teapot")
+    assert (answer.status_code, answer.text) == (418, "short and stout")
+    assert starlette.get("/away", follow_redirects=True).text == "Hello from Starlette"
+
+
+@pytest.mark.parametrize("prefix", ["", "/wrapped"])
+def test_background_tasks(starlette, log, tmp_path, prefix):
+    """They run when the client has its answer, and the connection goes on meanwhile."""
+    gate = tmp_path / "gate"
+    answer = starlette.get(prefix + "/background", params={"log": str(log), "gate": str(gate)})
+    assert answer.text == "answered"
+    assert starlette.get("/").status_code == 200
+    assert log.lines == []
+    gate.touch()
+    assert log.wait(1) == ["background"]
+
+
+@pytest.mark.parametrize("prefix", ["", "/wrapped"])
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_server_sent_events_end_with_their_client(starlette, log, prefix, how):
+    """They come one by one; a client that leaves ends their generator soon, and is no error of the application's."""
+    before = starlette.server.log
+    with starlette.server.connect() as client:
+        client.request(f"{prefix}/events?log={log}")
+        received = b""
+        while b"data: 3" not in received:
+            received += client.socket.recv(65536)
+        getattr(client, how)()
+        left = time.monotonic()
+        assert log.wait(1) == ["the stream ended"]
+        assert time.monotonic() - left < 1 * SCALE
+    assert starlette.get("/").status_code == 200
+    assert "Traceback" not in starlette.server.log[len(before) :]
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "half_close"])
+def test_is_disconnected(starlette, log, how):
+    """A long poll hears that nobody waits any more. (Behind `BaseHTTPMiddleware` Starlette never tells, with any server.)"""
+    with starlette.server.connect() as client:
+        client.request(f"/disconnected?log={log}")
+        wait_for(lambda: log.lines)
+        getattr(client, how)()
+        assert log.wait(2) == ["polling", "disconnected"]
+
+
+@pytest.mark.parametrize("size", [0, 10, 3_000_000])
+@pytest.mark.parametrize("prefix", ["", "/wrapped"])
+def test_files(starlette, tmp_path, size, prefix):
+    """By `http.response.pathsend` where nothing stands between; with validators, and for HEAD."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(os.urandom(size))
+    for _ in range(2):
+        answer = starlette.get(prefix + "/file", params={"path": str(path)}, headers={"accept-encoding": "identity"})
+        assert (answer.status_code, answer.content) == (200, path.read_bytes())
+        assert answer.headers["accept-ranges"] == "bytes"
+        assert answer.headers["content-disposition"] == 'attachment; filename="name.bin"'
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "expected"),
+    [
+        ("bytes=0-3", 206, slice(0, 4)),
+        ("bytes=5-", 206, slice(5, None)),
+        ("bytes=-7", 206, slice(-7, None)),
+        ("bytes=100000-2000000", 206, slice(100_000, 2_000_001)),
+        ("bytes=99999999-", 416, None),
+    ],
+)
+def test_ranges(starlette, tmp_path, asked, status, expected):
+    """Pieces of a file (RFC 9110 14), as long as the file is the same."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(os.urandom(3_000_000))
+    answer = starlette.get("/file", params={"path": str(path)}, headers={"range": asked})
+    assert answer.status_code == status
+    if expected:
+        assert answer.content == path.read_bytes()[expected]
+        etag = answer.headers["etag"]
+        again = starlette.get("/file", params={"path": str(path)}, headers={"range": asked, "if-range": etag})
+        assert again.content == answer.content
+        os.utime(path, (1, 1))
+        changed = starlette.get("/file", params={"path": str(path)}, headers={"range": asked, "if-range": etag})
+        assert (changed.status_code, len(changed.content)) == (200, 3_000_000)
+
+
+def test_several_ranges(starlette, tmp_path):
+    """multipart/byteranges, with the length that was said."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"0123456789" * 1000)
+    answer = starlette.get("/file", params={"path": str(path)}, headers={"range": "bytes=0-4,9000-9004"})
+    assert answer.status_code == 206
+    assert answer.content.count(b"\r\n01234\r\n") == 2
+    assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+def test_middleware(starlette):
+    """`BaseHTTPMiddleware` that reads the body before the view does; compression."""
+    answer = starlette.post("/wrapped/raw", content=b"x" * 100_000)
+    assert (answer.json(), answer.headers["x-middleware"]) == ({"length": 100_000}, "100000")
+    answer = starlette.get("/wrapped/stream", params={"word": "a"})
+    assert answer.headers["content-encoding"] == "gzip"
+    assert answer.text.startswith("a 0\na 1\n")
+
+
+def test_curl(starlette, tmp_path):
+    """curl resumes a download, and its upload waits to be asked."""
+    if not shutil.which("curl"):
+        pytest.skip("no curl")
+    path, out = tmp_path / "file.bin", tmp_path / "out"
+    path.write_bytes(os.urandom(2_000_000))
+    out.write_bytes(path.read_bytes()[:700_000])
+    words = ["curl", "-sS", "--fail", "--noproxy", "*", "--max-time", str(WAIT)]
+    subprocess.run([*words, "-C", "-", "-o", str(out), f"{starlette.server.url}/file?path={path}"], check=True)
+    assert out.read_bytes() == path.read_bytes()
+    upload = [*words, "-H", "Expect: 100-continue", "--data-binary", f"@{path}", f"{starlette.server.url}/raw"]
+    assert subprocess.run(upload, capture_output=True, check=True).stdout == b'{"length":2000000}'
+
+
+# --- FastAPI
+
+
+def test_models(fastapi):
+    """Bodies are judged, and answered as they should be."""
+    assert fastapi.post("/items", json={"name": "caf\u00e9"}).json() == {"name": "caf\u00e9", "price": 1.0}
+    assert fastapi.post("/items", json={"price": "much"}).status_code == 422
+    assert fastapi.get("/").json() == {"hello": "FastAPI"}
+    assert fastapi.get("/client").json() == {"host": "127.0.0.1", "url": f"{fastapi.server.url}/client"}
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "told"),
+    [
+        ("/session", 200, ["open", "thread open", "in the view", "thread closed", "closed"]),
+        ("/failing", 500, ["open", "rolled back", "closed"]),
+        ("/refusing", 403, ["open", "closed"]),
+        ("/stream", 200, ["open", "0", "1", "2", "closed"]),
+    ],
+)
+def test_dependencies_with_yield(fastapi, log, path, status, told):
+    """They clean up behind the view, however it ends, and behind a stream that uses them."""
+    assert fastapi.get(path, params={"log": str(log)}).status_code == status
+    assert log.wait(len(told)) == told
+
+
+def test_background_tasks_in_order(fastapi, log):
+    """One after the other, behind the answer."""
+    assert fastapi.get("/background", params={"log": str(log)}).json() == {"done": True}
+    assert log.wait(2) == ["first", "second"]
+
+
+def test_several_files(fastapi):
+    """A form with files and fields."""
+    sizes = [0, 10, 2_000_000]
+    files = [("files", (f"{size}.bin", b"x" * size)) for size in sizes]
+    assert fastapi.post("/files", files=files, data={"word": "a"}).json() == {"sizes": sizes, "word": "a"}
+
+
+# --- Django
+
+
+def test_asynchronous_views(django):
+    """Beside those that run in threads."""
+    assert django.get("/async/").text == "asynchronous, 1.1"
+    assert django.post("/form", data={"name": "a", "all": ["1", "2"]}).json() == {"name": "a", "all": ["1", "2"]}
+    # As one gzip member for each event, of which httpx reads the first.
+    answer = django.get("/events/", headers={"accept-encoding": "identity"})
+    assert answer.text == "".join(f"data: {number}\n\n" for number in range(5))
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_view_whose_client_has_left_is_cancelled(django, log, how):
+    """Django listens while a view runs, and cancels it."""
+    before = django.server.log
+    with django.server.connect() as client:
+        client.request(f"/listen/?log={log}")
+        wait_for(lambda: log.lines)
+        getattr(client, how)()
+        assert log.wait(2) == ["waiting", "cancelled"]
+    assert django.get("/").status_code == 200
+    assert "Traceback" not in django.server.log[len(before) :]
+
+
+@pytest.mark.parametrize("size", [0, 10, 1_000_000])
+def test_files_of_django(django, tmp_path, size):
+    """Its own way to send a file, in pieces."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(os.urandom(size))
+    answer = django.get("/file", params={"path": str(path)}, headers={"accept-encoding": "identity"})
+    assert (answer.status_code, answer.content) == (200, path.read_bytes())
