@@ -66,13 +66,13 @@ def test_check_says_ok(capsys, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "checked.py").write_text("app = print")
     assert cli.main(["--check", "--chdir", "site", "checked:app"]) == 0
-    assert capsys.readouterr() == ("ok: checked:app\n", "")
+    assert capsys.readouterr() == ("ok: checked:app (WSGI)\n", "")
 
 
 def test_check_without_an_application_is_the_demo(capsys):
     """There is always something to serve."""
     assert cli.main(["--check"]) == 0
-    assert capsys.readouterr().out == "ok: the built-in demo\n"
+    assert capsys.readouterr().out == "ok: the built-in demo (WSGI)\n"
 
 
 def test_a_mistyped_application_is_one_line_and_status_3(capsys, tmp_path):
@@ -145,7 +145,7 @@ def test_the_current_directory_is_importable_even_where_python_says_not(tmp_path
     """The contract holds under PYTHONSAFEPATH, too, and the application is found ahead of what is installed."""
     (tmp_path / "checked.py").write_text("app = print")
     ended = epollard_command("--check", "checked:app", PYTHONSAFEPATH="1")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ok: checked:app\n", "")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ok: checked:app (WSGI)\n", "")
 
 
 def test_help_loads_neither_supervisor_nor_application_code():

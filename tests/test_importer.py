@@ -1,5 +1,6 @@
-"""Rows of modules written to a directory, and what loading them gives or says."""
+"""Rows of modules written to a directory, and what loading them gives or says; and of what kind applications are."""
 
+import functools
 import sys
 
 import pytest
@@ -114,6 +115,7 @@ LINES = [
         "hello:create_app",
         "hello:create_app: create_app takes no arguments; did you mean the application it returns, 'hello:create_app()'?",
     ),
+    ("hello:Holder", "hello:Holder: Holder is a class of other arguments; did you mean its instance, 'hello:Holder()'?"),
 ]
 
 
@@ -183,3 +185,216 @@ def test_the_current_directory_comes_first_and_once(tmp_path):
     importer.load("second")
     assert sys.path[0] == str(tmp_path)
     assert sys.path.count(str(tmp_path)) == 1
+
+
+# --- What kind of application it is
+
+
+def wsgi(environ, start_response):
+    return []
+
+
+async def asgi(scope, receive, send):
+    pass
+
+
+async def asgi_of(name, scope, receive, send, *, option=None):
+    pass
+
+
+def returns_a_coroutine(scope, receive, send):
+    return asgi(scope, receive, send)
+
+
+def anything(*arguments, **more):
+    return []
+
+
+def decorated(function):
+    @functools.wraps(function)
+    def wrapper(*arguments):
+        return function(*arguments)
+
+    return wrapper
+
+
+async def asynchronously(*arguments):
+    pass
+
+
+class Wsgi:
+    """An instance is an application."""
+
+    def __call__(self, environ, start_response):
+        return []
+
+    def method(self, environ, start_response):
+        return []
+
+
+class Asgi:
+    async def __call__(self, scope, receive, send):
+        pass
+
+    async def method(self, scope, receive, send):
+        pass
+
+    @classmethod
+    async def of_class(cls, scope, receive, send):
+        pass
+
+    @staticmethod
+    async def static(scope, receive, send):
+        pass
+
+
+class SubAsgi(Asgi):
+    pass
+
+
+class AsgiBySignature:
+    def __call__(self, scope, receive, send):
+        return asgi(scope, receive, send)
+
+
+class AsgiDecorated:
+    @decorated
+    async def __call__(self, scope, receive, send):
+        pass
+
+
+class AsgiBySlot:
+    """How a known middleware chooses between versions of ASGI: each instance has a `__call__` of its own."""
+
+    __slots__ = ("__call__",)
+
+    def __init__(self):
+        self.__call__ = asgi
+
+
+class WsgiAnswer:
+    """Each call of the class is an answer."""
+
+    def __init__(self, environ, start_response):
+        pass
+
+    def __iter__(self):
+        return iter(())
+
+
+class AsgiAnswer:
+    def __init__(self, scope, receive, send):
+        pass
+
+    def __await__(self):
+        return asgi({}, None, None).__await__()
+
+
+class Wrapper:
+    """A WSGI application around something else, whose arguments have other names and a default."""
+
+    def __init__(self, app):
+        self.app = app
+
+    def __call__(self, environ, start_response, more=None):
+        return self.app(environ, start_response)
+
+
+KINDS = {
+    "function": (wsgi, "wsgi"),
+    "async function": (asgi, "asgi"),
+    "function that returns a coroutine": (returns_a_coroutine, "asgi"),
+    "function of anything": (anything, "wsgi"),
+    "async function of anything": (asynchronously, "asgi"),
+    "lambda": (lambda e, s: [], "wsgi"),
+    "builtin": (print, "wsgi"),
+    "instance": (Wsgi(), "wsgi"),
+    "async instance": (Asgi(), "asgi"),
+    "async instance of a subclass": (SubAsgi(), "asgi"),
+    "instance that returns a coroutine": (AsgiBySignature(), "asgi"),
+    "instance with a decorated call": (AsgiDecorated(), "asgi"),
+    "instance with a call of its own": (AsgiBySlot(), "asgi"),
+    "method": (Wsgi().method, "wsgi"),
+    "async method": (Asgi().method, "asgi"),
+    "async class method": (Asgi.of_class, "asgi"),
+    "async static method": (Asgi.static, "asgi"),
+    "class": (WsgiAnswer, "wsgi"),
+    "class to await": (AsgiAnswer, "asgi"),
+    "partial": (functools.partial(wsgi), "wsgi"),
+    "partial of an async function": (functools.partial(asgi_of, "name", option=1), "asgi"),
+    "partial of a partial": (functools.partial(functools.partial(asgi_of, option=1), "name"), "asgi"),
+    "partial of a coroutine's function": (functools.partial(returns_a_coroutine), "asgi"),
+    "partial of an async instance": (functools.partial(Asgi()), "asgi"),
+    "partial of a class to await": (functools.partial(AsgiAnswer), "asgi"),
+    "decorated": (decorated(wsgi), "wsgi"),
+    "decorated async function": (decorated(asgi), "asgi"),
+    "decorated twice": (decorated(decorated(asgi)), "asgi"),
+    "decorated async instance": (decorated(returns_a_coroutine), "asgi"),
+    "cached": (functools.lru_cache(wsgi), "wsgi"),
+    "WSGI around something": (Wrapper(wsgi), "wsgi"),
+}
+
+
+@pytest.mark.parametrize(("application", "kind"), KINDS.values(), ids=KINDS)
+def test_what_kind_of_application_it_is(application, kind):
+    """Found by how it can be called, without a call of it."""
+    assert importer.interface(application) == kind
+
+
+def _flask():
+    return pytest.importorskip("flask").Flask("name")
+
+
+def _flask_behind_a_proxy():
+    return pytest.importorskip("werkzeug.middleware.proxy_fix").ProxyFix(_flask())
+
+
+def _asgi_of_flask():
+    return pytest.importorskip("asgiref.wsgi").WsgiToAsgi(_flask())
+
+
+def _starlette():
+    return pytest.importorskip("starlette.applications").Starlette()
+
+
+def _starlette_behind_middleware():
+    return pytest.importorskip("starlette.middleware.gzip").GZipMiddleware(_starlette())
+
+
+def _starlette_endpoint():
+    return pytest.importorskip("starlette.endpoints").HTTPEndpoint
+
+
+def _starlette_response():
+    return pytest.importorskip("starlette.responses").PlainTextResponse("an application, too")
+
+
+def _fastapi():
+    return pytest.importorskip("fastapi").FastAPI()
+
+
+def _quart():
+    return pytest.importorskip("quart").Quart("name")
+
+
+def _django_wsgi():
+    handler = pytest.importorskip("django.core.handlers.wsgi").WSGIHandler
+    return handler.__new__(handler)  # which needs no settings, as an __init__ would
+
+
+def _django_asgi():
+    handler = pytest.importorskip("django.core.handlers.asgi").ASGIHandler
+    return handler.__new__(handler)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        *((make, "wsgi") for make in (_flask, _flask_behind_a_proxy, _django_wsgi)),
+        *((make, "asgi") for make in (_asgi_of_flask, _starlette, _starlette_behind_middleware, _starlette_endpoint)),
+        *((make, "asgi") for make in (_starlette_response, _fastapi, _quart, _django_asgi)),
+    ],
+)
+def test_applications_of_frameworks(make, kind):
+    """As their users have them, and in what they are wrapped in."""
+    assert importer.interface(make()) == kind

@@ -35,18 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(loaded.config.chdir)
     log.configure(loaded.config.log_level, "supervisor")
     if arguments.action == "--check":
-        return _check(loaded.config.app)
+        return _check(loaded.config)
     return _serve(loaded.config, partial(_reread, arguments, start))
 
 
-def _check(app: str | None) -> int:
-    if app is not None:
+def _check(settings: config.Config) -> int:
+    kind: str = "wsgi" if settings.interface == "auto" else settings.interface
+    if settings.app is not None:
         try:
-            importer.load(app)
+            found = importer.load(settings.app)
         except importer.ApplicationError as error:
             print(f"epollard: {error}", file=sys.stderr)
             return NOT_LOADED
-    print(f"ok: {app or 'the built-in demo'}")
+        if settings.interface == "auto":
+            kind = importer.interface(found)
+    print(f"ok: {settings.app or 'the built-in demo'} ({kind.upper()})")
     return 0
 
 

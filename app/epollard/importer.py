@@ -50,6 +50,8 @@ def load(spec: str) -> Callable[..., Any]:
     elif isinstance(found, FunctionType) and not (found.__code__.co_argcount or found.__code__.co_flags & _TAKES_VARARGS):
         # It would load, and then fail every request.
         raise ApplicationError(f"{spec}: {name} takes no arguments; did you mean the application it returns, '{spec}()'?")
+    elif inspect.isclass(found) and not _makes_answers(found):
+        raise ApplicationError(f"{spec}: {name} is a class of other arguments; did you mean its instance, '{spec}()'?")
     application: Callable[..., Any] = found
     return application
 
@@ -65,14 +67,23 @@ def interface(application: Callable[..., Any]) -> str:
         found = found.func
     if inspect.isclass(found):
         return "asgi" if hasattr(found, "__await__") else "wsgi"
-    called = found if inspect.isroutine(found) else type(found).__call__
+    called = found if inspect.isroutine(found) else found.__call__
     if inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(inspect.unwrap(called)):
         return "asgi"
     try:
-        signature = inspect.signature(application)
+        signature = inspect.signature(application if application is not found else called)
     except (TypeError, ValueError):
         return "wsgi"
     return "asgi" if _takes(signature, 3) and not _takes(signature, 2) else "wsgi"
+
+
+def _makes_answers(found: type) -> bool:
+    """Whether a class may be called as an application is: with two arguments or three."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        return True
+    return _takes(signature, 2) or _takes(signature, 3)
 
 
 def _takes(signature: inspect.Signature, count: int) -> bool:

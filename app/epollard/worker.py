@@ -110,7 +110,8 @@ class Worker:
         loop.on_turn = self._flush
         loop.on_error = partial(log.exception, "a fault of epollard itself")
         kind = importer.interface(app) if config.interface == "auto" else config.interface
-        log.debug(f"{config.app or 'the demo'} is {kind.upper()}")
+        tell = log.info if os.environ.get("EPOLLARD_WORKER_ID") == "0" else log.debug  # one voice for all
+        tell(f"{config.app or 'the demo'} is {kind.upper()}")
         add = access.add if access else None
         self._interface: Crew | Guest
         if kind == "asgi":

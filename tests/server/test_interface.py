@@ -1,0 +1,20 @@
+"""`--interface`: which kind an application is, found or told, and said in the log."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("app", "interface", "kind"),
+    [
+        ("apps.either:asgi", "auto", "asgi"),
+        ("apps.either:wsgi", "auto", "wsgi"),
+        ("apps.either:app", "auto", "wsgi"),
+        ("apps.either:app", "wsgi", "wsgi"),
+        ("apps.either:app", "asgi", "asgi"),
+    ],
+)
+def test_the_interface(start, app, interface, kind):
+    """Once in the log, though there are two workers. WSGI never runs within asyncio: a view may call `asyncio.run`."""
+    server = start(app, interface=interface, workers=2)
+    assert server.get("/").text == f"{kind} in a loop"
+    assert server.log.count(f"{app} is {kind.upper()}\n") == 1
