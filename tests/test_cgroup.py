@@ -148,3 +148,52 @@ def test_the_real_one():
     assert 1 <= workers <= len(os.sched_getaffinity(0))
     assert workers <= math.ceil(cgroup.cpu_quota() or workers)
     assert f"affinity {len(os.sched_getaffinity(0))}, " in reason
+
+
+STAT = "anon 100\nfile 90\ninactive_file {}\nactive_file 5\n"
+ROOMS = [
+    ("nobody says", V2, "0::/", {}, None),
+    ("no limit", V2, "0::/", {"memory.max": "max", "memory.current": "5000"}, None),
+    ("a tenth is kept", V2, "0::/", {"memory.max": "10000", "memory.current": "5000"}, 4000),
+    ("too much is used", V2, "0::/", {"memory.max": "10000", "memory.current": "9500"}, -500),
+    ("files", V2, "0::/", {"memory.max": "10000", "memory.current": "9500", "memory.stat": STAT.format(3000)}, 2500),
+    (
+        "the parent has less left",
+        V2,
+        "0::/a",
+        {"a/memory.max": "9000", "a/memory.current": "100", "memory.max": "10000", "memory.current": "8000"},
+        1000,
+    ),
+    (
+        "v1",
+        V1,
+        "7:memory:/a",
+        {
+            "memory/a/memory.limit_in_bytes": "20000",
+            "memory/a/memory.usage_in_bytes": "10000",
+            "memory/a/memory.stat": "inactive_file 7\ntotal_inactive_file 1000\n",
+        },
+        9000,
+    ),
+    (
+        "v1 without a limit",
+        V1,
+        "7:memory:/",
+        {"memory/memory.limit_in_bytes": MAX_V1, "memory/memory.usage_in_bytes": "1"},
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("mounts", "memberships", "files", "room"), [row[1:] for row in ROOMS], ids=[row[0] for row in ROOMS])
+def test_memory_that_is_left(mounts, memberships, files, room, tmp_path):
+    """What the narrowest cgroup has left: without a tenth of its limit, and with cached files that nobody has used lately."""
+    assert cgroup.memory_room(tree(tmp_path, mounts, memberships, files)) == room
+
+
+@pytest.mark.parametrize(("free", "room"), [(500, 400 << 10), (50, -50 << 10)])
+def test_the_machine_is_a_limit_too(free, room, tmp_path):
+    """Without a cgroup's limit, or with a wider one, it is what the machine has available (proc_meminfo(5), in KiB)."""
+    root = tree(tmp_path, V2, "0::/", {"memory.max": str(2**40), "memory.current": "0"})
+    (tmp_path / "proc" / "meminfo").write_text(f"MemTotal:  1000 kB\nMemFree:  1 kB\nMemAvailable:  {free} kB\n")
+    assert cgroup.memory_room(root) == room

@@ -117,7 +117,7 @@ def test_main_returns_the_supervisors_status_or_runs_the_worker(result, status, 
             "epollard: --bind: 'nonsense' is not HOST:PORT, [IPV6]:PORT or unix:PATH (at most 107 bytes); "
             "did you mean nonsense:8000?\n",
         ),
-        ([], {"EPOLLARD_WORKERS": "9\n9"}, "epollard: EPOLLARD_WORKERS: '9\\n9' is not a number from 1 to 1024, or auto\n"),
+        ([], {"EPOLLARD_THREADS": "9\n9"}, "epollard: EPOLLARD_THREADS: '9\\n9' is not a number from 1 to 1024\n"),
         (["--check", "--wat"], {}, "epollard: unknown option '--wat'; epollard --help shows all there are\n"),
     ],
 )

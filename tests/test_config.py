@@ -249,7 +249,7 @@ def test_host_and_port_change_their_half_of_the_address(environ, file, bind, sou
         ({"PORT": "+80"}, "PORT: '+80' is not a number from 0 to 65535"),
         ({"HOST": "a b"}, "HOST: 'a b' is not a host name or an IP address"),
         ({"HOST": "::g"}, "HOST: '::g' is not a host name or an IP address"),
-        ({"WORKERS": "many"}, "WORKERS: 'many' is not a number from 1 to 1024, or auto"),
+        ({"WORKERS": "many"}, "WORKERS: 'many' is not a number from 1 to 1024, auto, or two of these as MIN..MAX"),
         ({"THREADS": "0"}, "THREADS: '0' is not a number from 1 to 1024"),
     ],
 )
@@ -276,6 +276,39 @@ def test_the_number_of_workers_has_a_reason_in_words():
     assert load("--workers", "1").config.workers_reason == "1 worker: from --workers"
     assert load(WEB_CONCURRENCY="4").config.workers_reason == "4 workers: from WEB_CONCURRENCY"
     assert load(WORKERS="auto").config.workers_reason == load().config.workers_reason == cgroup.size().reason
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most", "reason"),
+    [
+        ("4", 4, 4, "4 workers: from WORKERS"),
+        ("2..8", 2, 8, "2 to 8 workers: from WORKERS"),
+        ("3..3", 3, 3, "3 workers: from WORKERS"),
+        ("auto", 4, 4, "4 workers: quota x"),
+        ("2..auto", 2, 4, "2 to 4 workers: quota x"),
+        ("auto..9", 4, 9, "4 to 9 workers: quota x"),
+        ("auto..2", 2, 2, "2 workers: quota x"),  # where auto is more than was thought
+        ("6..auto", 6, 6, "6 workers: quota x"),  # or less
+    ],
+)
+def test_workers_may_have_bounds(text, least, most, reason, monkeypatch):
+    """MIN..MAX: either may be auto, and the other one holds where the machine is of another size than was thought."""
+    monkeypatch.setattr(cgroup, "size", lambda: cgroup.Sizing(4, "4 workers: quota x"))
+    loaded = load(WORKERS=text)
+    assert (loaded.config.workers, loaded.config.most_workers, loaded.config.workers_reason) == (least, most, reason)
+    shown = next(line for line in config.show(loaded).splitlines() if line.startswith("workers"))
+    assert shown.partition("#")[0].strip() == (f'workers = "{least}..{most}"' if most > least else f"workers = {least}")
+
+
+@pytest.mark.parametrize("text", ["..", "1..", "..4", "0..4", "1...4", "1-4", "1..2..3", "1..1025", "many..auto"])
+def test_bad_bounds_are_refused(text):
+    """Both must be there, and each a number or auto."""
+    assert refused(WORKERS=text).startswith(f"WORKERS: {text!r} is not a number from 1 to 1024, auto, or two of these")
+
+
+def test_bounds_in_the_wrong_order_are_asked_about():
+    """The hint turns them round."""
+    assert refused("--workers", "8..2").endswith("; did you mean 2..8?")
 
 
 def test_the_systems_backlog_is_somaxconn():
@@ -401,10 +434,10 @@ def test_toml_types(tmp_path):
         ("worker = 3", "epollard.toml: unknown key 'worker'; did you mean workers?"),
         ("keep-alive = 3", "epollard.toml: unknown key 'keep-alive'; did you mean keep_alive?"),
         ("config = 'x'", "epollard.toml: unknown key 'config'; epollard --help shows all there are"),
-        ("workers = 0", "epollard.toml: workers: '0' is not a number from 1 to 1024, or auto"),
-        ("workers = true", "epollard.toml: workers: 'True' is not a number from 1 to 1024, or auto"),
+        ("workers = 0", "epollard.toml: workers: '0' is not a number from 1 to 1024, auto, or two of these as MIN..MAX"),
+        ("workers = true", "epollard.toml: workers: 'True' is not a number from 1 to 1024, auto, or two of these as MIN..MAX"),
         ("app = true", "epollard.toml: app: 'True' is not MODULE:ATTRIBUTE"),
-        ("workers = [1]", "epollard.toml: workers: '[1]' is not a number from 1 to 1024, or auto"),
+        ("workers = [1]", "epollard.toml: workers: '[1]' is not a number from 1 to 1024, auto, or two of these as MIN..MAX"),
         ("threads = 2.0", "epollard.toml: threads: '2.0' is not a number from 1 to 1024"),
         ("keep_alive = inf", "epollard.toml: keep_alive: 'inf' is not a time above 0"),
         ("bind = []", "epollard.toml: bind: '[]' is not HOST:PORT"),
@@ -466,7 +499,12 @@ def test_help_shows_every_option():
 def test_every_default_is_valid_and_every_field_an_option():
     """A default goes through its option's parser, as anything else does."""
     loaded = load()
-    assert {field.name for field in dataclasses.fields(config.Config)} == {*config.OPTIONS, "workers_reason", "admin_asked"}
+    assert {field.name for field in dataclasses.fields(config.Config)} == {
+        *config.OPTIONS,
+        "most_workers",
+        "workers_reason",
+        "admin_asked",
+    }
     assert loaded.config.max_line == 8192
     assert loaded.config.max_header_bytes == 65536
     assert loaded.config.max_body == 100 * 2**20

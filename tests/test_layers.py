@@ -62,6 +62,7 @@ IMPORTS = {
     "recycling": {"config", "scoreboard", "slots"},
     # management
     "report": {"scoreboard", "slots"},
+    "elastic": {"report"},
     "admin": {"log", "loop", "report", "request", "response", "sockets"},
     "management": {"admin", "config", "log", "loop", "report", "sockets"},
     "ctl": {"config"},
@@ -70,6 +71,7 @@ IMPORTS = {
         "cgroup",
         "config",
         "doors",
+        "elastic",
         "log",
         "loop",
         "management",

@@ -14,6 +14,10 @@ from typing import Final, NamedTuple
 # What one worker is reckoned to need: a Flask or Django process with its libraries and some data stands between 50 and 110 MiB.
 MEMORY_PER_WORKER: Final = 128 * 2**20
 
+# Of a limit: what is kept free when workers are added, for what those that there are may yet want.
+MEMORY_RESERVE: Final = 0.1
+_V1_MEMORY: Final = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
 # Version 1 has no word for "no limit": it shows the biggest number of whole pages, a little under 2**63.
 _UNLIMITED: Final = 2**62
 
@@ -58,6 +62,26 @@ def memory_limit(root: str = "/") -> int | None:
     files += [directory / "memory.limit_in_bytes" for directory in _directories("memory", root)]
     limits = [limit for file in files for limit in map(_number, _words(file)) if limit is not None and limit < _UNLIMITED]
     return min(limits, default=None)
+
+
+def memory_room(root: str = "/") -> int | None:
+    """How many bytes may yet be used, a reserve put aside; negative where too much is used; `None` where nobody says.
+
+    Of each cgroup that has a limit, and of the machine, the least. What is cached of files and was not used lately is free.
+    """
+    rooms = []
+    for controller, names in (("", ("memory.max", "memory.current", "inactive_file")), ("memory", _V1_MEMORY)):
+        for directory in _directories(controller, root):
+            limit, used = (_number(*_words(directory / name)[:1] or [""]) for name in names[:2])
+            if limit is not None and limit < _UNLIMITED and used is not None:
+                words = _words(directory / "memory.stat")
+                cache = _number(dict(zip(words[::2], words[1::2], strict=False)).get(names[2], "")) or 0
+                rooms.append(int(limit * (1 - MEMORY_RESERVE)) - used + cache)
+    found = dict(line.split()[:2] for line in _lines(Path(root, "proc/meminfo")) if len(line.split()) >= 2)
+    total, free = (_number(found.get(name, "")) for name in ("MemTotal:", "MemAvailable:"))
+    if total is not None and free is not None:
+        rooms.append((free - int(total * MEMORY_RESERVE)) << 10)
+    return min(rooms, default=None)
 
 
 def oom_kills(root: str = "/") -> int | None:

@@ -110,8 +110,19 @@ def _parse_duration(text: str) -> float:
     return _within(float(match[1]) * _SECONDS[match[2]], 0.001, _LONGEST)
 
 
-def _parse_workers(text: str) -> int | str:
-    return text if text == _AUTO else _within(_digits(text), 1, MAX_WORKERS)
+def _parse_workers(text: str) -> int | str | tuple[int | str, int | str]:
+    """A number, `auto`, or two of these: the least and the most."""
+
+    def one(text: str) -> int | str:
+        return text if text == _AUTO else _within(_digits(text), 1, MAX_WORKERS)
+
+    low, dots, high = text.partition("..")
+    if not dots:
+        return one(text)
+    least, most = one(low), one(high)
+    if isinstance(least, int) and isinstance(most, int) and least > most:
+        raise ValueError(f"did you mean {most}..{least}?")
+    return least, most
 
 
 def _parse_backlog(text: str) -> int:
@@ -193,7 +204,9 @@ _APP: Final = Kind("APP", "MODULE:ATTRIBUTE or MODULE:FACTORY()", _parse_app)
 _ADDRESS: Final = Kind("ADDR", f"HOST:PORT, [IPV6]:PORT or unix:PATH (at most {_SUN_PATH} bytes)", _parse_address)
 _ADMIN: Final = Kind("ADDR|off", f"{_ADDRESS.expects}, or off", _parse_admin)
 _DIRECTORY: Final = Kind("DIR", "a directory that can be entered", _parse_directory)
-_WORKERS: Final = Kind("N|auto", f"a number from 1 to {MAX_WORKERS}, or auto", _parse_workers)
+_WORKERS: Final = Kind(
+    "N|auto|MIN..MAX", f"a number from 1 to {MAX_WORKERS}, auto, or two of these as MIN..MAX", _parse_workers
+)
 _BACKLOG: Final = Kind("N|system", "a number of connections from 1 up, or system", _parse_backlog)
 _TIME: Final = Kind("TIME", "a time above 0 and up to 24h such as 10, 1.5, 500ms or 2m", _parse_duration)
 
@@ -253,8 +266,15 @@ class Config:
         Option("127.0.0.1:8001", _ADMIN, _NETWORK, "management: /livez, /readyz, /metrics, and the commands of epollardctl")
     )
     workers: int = _field(
-        Option(_AUTO, _WORKERS, _PROCESSES, "worker processes; auto: by the container's limits", ("WORKERS", "WEB_CONCURRENCY"))
+        Option(
+            _AUTO,
+            _WORKERS,
+            _PROCESSES,
+            "worker processes; auto: by the container's limits; MIN..MAX: by how busy they are",
+            ("WORKERS", "WEB_CONCURRENCY"),
+        )
     )
+    most_workers: int  # not an option: `workers` is the least, where it is less than this
     workers_reason: str  # not an option: how `workers` came about, in words
     admin_asked: bool  # not an option: `admin` is somebody's wish, so it must be had
     threads: int = _field(
@@ -402,15 +422,28 @@ def load(arguments: Mapping[str, Given], environ: Mapping[str, str]) -> Loaded:
     for address in values["bind"]:
         if values["bind"].count(address) > 1 and not address.endswith(":0"):
             raise ConfigError(f"{sources['bind']}: {address!r} is given twice; once is enough")
-    if values["workers"] == _AUTO:
-        values["workers"], values["workers_reason"] = cgroup.size()
-        sources["workers"] += f" (auto; {values['workers_reason']})"
-    else:
-        values["workers_reason"] = f"{values['workers']} worker{'s' * (values['workers'] != 1)}: from {sources['workers']}"
+    values["workers"], values["most_workers"], values["workers_reason"] = _size_up(values["workers"], sources)
     values["admin_asked"] = sources["admin"] != "default"
     if values["app"] is None:
         sources["app"] += " (the built-in demo)"
     return Loaded(Config(**values), sources)
+
+
+def _size_up(asked: Any, sources: dict[str, str]) -> tuple[int, int, str]:
+    """The least and the most workers, and how that came about."""
+    bounds = asked if isinstance(asked, tuple) else (asked, asked)
+    sizing = cgroup.size() if _AUTO in bounds else None
+    least, most = (sizing.workers if sizing and bound == _AUTO else bound for bound in bounds)
+    if bounds[1] == _AUTO:
+        most = max(least, most)  # on a machine that is smaller than was thought
+    else:
+        least = min(least, most)
+    number = f"{least} to {most} workers" if most > least else f"{least} worker{'s' * (least != 1)}"
+    if sizing is None:
+        return least, most, f"{number}: from {sources['workers']}"
+    reason = f"{number}: {sizing.reason.partition(': ')[2]}"
+    sources["workers"] += f" (auto; {reason})"
+    return least, most, reason
 
 
 def parse(key: str, text: str, source: str) -> Any:
@@ -567,7 +600,11 @@ def _entry(name: str, text: str) -> list[str]:
 
 def show(loaded: Loaded) -> str:
     """What `--print-config` shows: a TOML file that would configure the same, each value with its source."""
-    lines = [f"{key} = {_toml(getattr(loaded.config, key))}" for key in OPTIONS]
+    config = loaded.config
+    values = {key: getattr(config, key) for key in OPTIONS}
+    if config.most_workers > config.workers:
+        values["workers"] = f"{config.workers}..{config.most_workers}"
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
     width = min(max(map(len, lines)), _COLUMN)
     return "".join(f"{line:<{width}}  # {loaded.sources[key]}\n" for key, line in zip(OPTIONS, lines, strict=True))
 

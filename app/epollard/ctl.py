@@ -24,7 +24,7 @@ ANSWER_BYTES: Final = 1 << 20
 USAGE: Final = """\
 usage: epollardctl COMMAND [OPTIONS]
 
-  scale N        N workers
+  scale N        N workers; MIN..MAX: as many as they are busy
   reload         replace all workers by ones that import the application anew
   drain          stop, once what has begun is finished
   status         what the workers are doing

@@ -18,7 +18,7 @@ class Managed(Protocol):
     def facts(self) -> report.Facts:
         """Its state now."""
 
-    def scale(self, workers: int, why: str) -> None:
+    def scale(self, least: int, most: int, why: str) -> None:
         """Want so many workers."""
 
     def reload(self, why: str) -> str:
@@ -74,10 +74,11 @@ class Management:
             workers = parse("workers", parameters.get("workers", ""), "workers")
         except ConfigError as error:
             raise Refused(400, str(error)) from None
-        if not isinstance(workers, int):
-            raise Refused(400, f"workers: {workers} is for the start; a number is needed here")
-        self._managed.scale(workers, COMMAND)
-        return f"{workers} workers wanted"
+        least, most = workers if isinstance(workers, tuple) else (workers, workers)
+        if not isinstance(least, int) or not isinstance(most, int):
+            raise Refused(400, "workers: auto is for the start; a number is needed here")
+        self._managed.scale(least, most, COMMAND)
+        return f"{least} workers wanted" if least == most else f"{least} to {most} workers wanted"
 
     def _reload(self, parameters: dict[str, str]) -> str:
         self._refuse_at_the_end()

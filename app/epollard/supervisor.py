@@ -19,9 +19,10 @@ from typing import Final
 from . import cgroup, doors, log, report, sockets
 from .balance import Balance
 from .config import MAX_WORKERS, Config, ConfigError, flag
+from .elastic import Elastic
 from .loop import IN, Loop
 from .management import Management
-from .recycling import worn_out
+from .recycling import memory, worn_out
 from .scoreboard import (
     ABORTED,
     ACCEPTED,
@@ -106,6 +107,7 @@ class Supervisor:
         self._signals, self._wakeup = socket.socketpair()
         # The wish.
         self._workers = config.workers
+        self._elastic = Elastic(config.workers, config.most_workers) if config.most_workers > config.workers else None
         self._generation = 1
         self._configs = {1: config}  # of generations that may yet be needed
         self._stopping = NO
@@ -199,9 +201,9 @@ class Supervisor:
             elif number == signal.SIGHUP:
                 self.reload("SIGHUP")
             elif number == signal.SIGTTIN:
-                self.scale(self._workers + 1, "SIGTTIN")
+                self.scale(self._workers + 1, self._workers + 1, "SIGTTIN")
             elif number == signal.SIGTTOU:
-                self.scale(self._workers - 1, "SIGTTOU")
+                self.scale(self._workers - 1, self._workers - 1, "SIGTTOU")
             elif number == signal.SIGUSR1:
                 log.info("SIGUSR1: the supervisor's stack stands above, those of its workers follow")
                 self._dumps += self._processes.values()
@@ -210,10 +212,13 @@ class Supervisor:
 
     # The wish, for signals and commands alike; `why` is theirs. Each of them may be called at any time.
 
-    def scale(self, workers: int, why: str) -> None:
-        """Want so many workers; at least one."""
-        self._workers = min(max(workers, 1), MAX_WORKERS)
-        log.info(f"{why}: {self._workers} workers wanted")
+    def scale(self, least: int, most: int, why: str) -> None:
+        """Want so many workers, at least one; within these bounds as many as they are busy."""
+        least, most = min(max(least, 1), MAX_WORKERS), min(max(most, 1), MAX_WORKERS)
+        was, self._elastic = self._elastic, Elastic(least, most) if most > least else None
+        self._workers = min(max(self._workers, least), most)
+        wanted = self._elastic or f"{self._workers}"
+        log.info(f"{why}: {wanted} workers wanted" + (f"; no longer {was}" if was else ""))
 
     def reload(self, why: str) -> str:
         """Want all workers replaced by ones that import the application anew. Returns why not, where it cannot be."""
@@ -228,8 +233,8 @@ class Supervisor:
         fixed = {key: getattr(self._config, key) for key in FIXED if getattr(config, key) != getattr(self._config, key)}
         for key in fixed:
             log.warning(f"{why}: {flag(key)} has changed; that takes a new start")
-        if config.workers != self._config.workers:
-            self.scale(config.workers, why)
+        if (config.workers, config.most_workers) != (self._config.workers, self._config.most_workers):
+            self.scale(config.workers, config.most_workers, why)
         self._generations += 1
         self._generation = self._generations
         self._config = self._configs[self._generation] = dataclasses.replace(config, **fixed)
@@ -324,6 +329,7 @@ class Supervisor:
                 else:
                     self._look()
             return None
+        self._stretch()
         self._resize()
         self._fade()
         self._recycle()
@@ -354,6 +360,20 @@ class Supervisor:
         if self._due(self._balance.next_look):
             self._balance.look(self._now, self._slots, self._fading)
             self._due(self._balance.next_look)
+
+    def _stretch(self) -> None:
+        """Want as many workers as they are busy, where that is wanted."""
+        if self._elastic and self._due(self._elastic.next_look):
+            wish, why = self._elastic.look(self.facts(), cgroup.memory_room, self._memory)
+            self._due(self._elastic.next_look)
+            if wish != self._workers:
+                self._workers = wish
+                log.info(f"{why}: {wish} workers wanted")
+
+    def _memory(self) -> int:
+        """Bytes that a worker uses, on an average."""
+        used = [memory(process.pid) for process in self._processes.values() if process.ready]
+        return sum(used) // max(len(used), 1)
 
     def _resize(self) -> None:
         while len(self._slots) > self._workers:

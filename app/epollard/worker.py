@@ -117,7 +117,7 @@ class Worker:
         if kind == "asgi":
             self._interface = Guest(loop, app, config.ws_max_size, config.ws_deflate == "on", add)
         else:
-            self._interface = Crew(loop, app, config.threads, config.workers, add)
+            self._interface = Crew(loop, app, config.threads, config.most_workers, add)
         reader = HeadReader(config.max_line, config.max_headers, config.max_header_bytes)
         self._server = server = Server(loop, reader, self._interface)
         server.limit(config.max_body, config.header_timeout, config.body_timeout, config.write_timeout, config.keep_alive)

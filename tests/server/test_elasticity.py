@@ -1,0 +1,86 @@
+"""`--workers MIN..MAX` under real load: as many as are needed, no flapping, nobody lost; and who overrules it."""
+
+import json
+import re
+import signal
+import time
+
+import pytest
+
+from harness import SCALE, Client, wait_for
+from load import Load
+
+CONTROL = "apps.control:app"
+ANY = "127.0.0.1:0"
+SOON = 30 * SCALE
+LATE = 60 * SCALE  # half a minute of quiet, and the end of a worker
+
+
+@pytest.mark.timeout(240 * SCALE)
+def test_it_grows_stays_and_shrinks_under_load(start):
+    """Load for more than one: two, and no change. Load for many: the most. None: the least. Nothing is lost on the way."""
+    server = start(CONTROL, workers="1..4", threads=1)
+    assert len(server.workers()) == 1
+    with Load(server.address, clients=1, target="/sleep?0.1", pause=0) as one:
+        wait_for(lambda: len(server.workers()) == 2, lambda: server.log, SOON)
+        steady = time.monotonic() + 10
+        while time.monotonic() < steady:
+            assert server.log.count("wanted") == 1, server.log
+            time.sleep(0.1)  # the promise is that nothing happens
+        with Load(server.address, clients=12, target="/sleep?0.1", pause=0) as many:
+            wait_for(lambda: len(server.workers()) == 4, lambda: server.log, SOON)
+            server.wait_log("4 workers ready")
+    assert "% busy: 2 workers wanted" in server.log
+    wait_for(lambda: len(server.workers()) == 1, lambda: server.log, LATE)
+    wanted = [1, *map(int, re.findall(r"(\d) workers wanted", server.log)), 0]
+    peak = wanted.index(4)
+    assert wanted == sorted(wanted[:peak]) + sorted(wanted[peak:], reverse=True), server.log  # up, and then down
+    assert one.failures == []
+    assert many.failures == []
+
+
+def test_a_signal_pins_the_number(start):
+    """TTIN is an order: from then on the number is that one, whatever the load."""
+    server = start(CONTROL, workers="1..4", threads=1)
+    server.signal(signal.SIGTTIN)
+    server.wait_log("SIGTTIN: 2 workers wanted; no longer 1 to 4")
+    server.wait_log("2 workers ready")
+    with Load(server.address, clients=8, target="/sleep?0.1", pause=0):
+        time.sleep(6)  # twice what it takes to grow
+    assert server.log.count("wanted") == 1
+
+
+def test_a_command_sets_other_bounds(start):
+    """`scale 3..4` takes effect at once, and load is followed within the new bounds; `scale 1` pins."""
+    server = start(CONTROL, workers=1, threads=1, admin=ANY)
+    with Client(server.admin) as client:
+        answer = client.post("/scale?workers=3..4", b"", host="localhost")
+    assert answer.text == '{"done": "3 to 4 workers wanted"}\n'
+    server.wait_log("3 workers ready")
+    with Load(server.address, clients=12, target="/sleep?0.1", pause=0) as load:
+        wait_for(lambda: len(server.workers()) == 4, lambda: server.log, SOON)
+    with Client(server.admin) as client:
+        client.post("/scale?workers=1", b"", host="localhost")
+    wait_for(lambda: len(server.workers()) == 1)
+    assert load.failures == []
+
+
+def test_a_reload_takes_new_bounds(start, tmp_path):
+    """HUP reads the bounds again; as long as they are what they were, it leaves the number alone."""
+    file = tmp_path / "it.toml"
+    file.write_text('workers = "1..4"\n')
+    server = start(CONTROL, workers=None, config=file)
+    assert "1 to 4 workers: from" in server.log
+    server.signal(signal.SIGHUP)
+    server.wait_log("1 worker of generation 2 ready")
+    assert "wanted" not in server.log
+    file.write_text('workers = "2..4"\n')
+    server.signal(signal.SIGHUP)
+    server.wait_log("SIGHUP: 2 to 4 workers wanted; no longer 1 to 4")
+    server.wait_log("2 workers of generation 3 ready")
+
+
+def test_applications_hear_that_there_may_be_more(start):
+    """`wsgi.multiprocess` is true from the start, though there is one worker: it is what may be that counts (PEP 3333)."""
+    server = start("apps.routes:app", workers="1..2")
+    assert json.loads(server.get("/environment").text)["wsgi.multiprocess"] is True
