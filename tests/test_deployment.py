@@ -86,7 +86,7 @@ def of_compose(*names: str) -> Deployed:
 
 def of_swarm() -> Deployed:
     service = read("docker/swarm/stack.yaml")["services"]["web"]
-    return Deployed(service["environment"], seconds(service["stop_grace_period"]), 2)  # the engine's own time to forget it
+    return Deployed(service["environment"], seconds(service["stop_grace_period"]), 0)  # it is forgotten before it is told
 
 
 def of_kubernetes() -> Deployed:
