@@ -722,14 +722,14 @@ def test_the_end_of_server_sent_events(serve, tmp_path):
 
 def test_what_has_an_end_comes_to_it(serve, log, tmp_path):
     """A request that runs when the server is stopped is answered whole, and says that the connection ends."""
-    server = serve(APP, own=True, graceful_timeout=60)
+    server = serve(APP, own=True, graceful_timeout=60, log_level="debug")
     with Gate(tmp_path / "gate") as gate, server.connect() as waiting, server.connect() as streaming:
         waiting.request(f"/gate?fifo={gate.path}")
         gate.wait()
         streaming.request(f"/paced?n=400&log={log}")
         wait_for(lambda: log.lines)
         server.signal(signal.SIGTERM)
-        server.wait_log("SIGTERM: stopping")
+        server.wait_log("draining: asked to")
         gate.open()
         answer = waiting.response()
         assert (answer.text, answer.header("connection")) == ("through", "close")
