@@ -268,7 +268,10 @@ def wrk(server: Server, seconds: int, *, path: str = "/", connections: int = 64,
     found = re.search(r"^wrk-summary (\{.*\})$", done.stdout, re.MULTILINE)
     if not found:
         raise RuntimeError(f"wrk said: {done.stdout}{done.stderr}")
-    summary = json.loads(found[1])
+    return _load(json.loads(found[1]), after - before)
+
+
+def _load(summary: Mapping[str, Any], cpu: float) -> Load:
     return Load(
         requests=summary["requests"],
         errors=summary["errors"],
@@ -276,8 +279,19 @@ def wrk(server: Server, seconds: int, *, path: str = "/", connections: int = 64,
         p50=summary["p50_us"] / 1e6,
         p99=summary["p99_us"] / 1e6,
         slowest=summary["max_us"] / 1e6,
-        cpu=after - before,
+        cpu=cpu,
     )
+
+
+def websockets(server: Server, seconds: int, *, connections: int = 64, depth: int = 1) -> Load:
+    """Load by `peers/websocket_client.py`: a request is a message and its echo, `depth` of them under way on a connection."""
+    script = LOADTESTS / "peers" / "websocket_client.py"
+    before = server.cpu()
+    done = _client([sys.executable, str(script), *map(str, (server.port, seconds, connections, depth))], seconds + 30)
+    after = server.cpu()
+    if not done.stdout.startswith("summary "):
+        raise RuntimeError(f"the client said: {done.stdout}{done.stderr}")
+    return _load(json.loads(done.stdout.removeprefix("summary ")), after - before)
 
 
 def ab(server: Server, requests: int, *, concurrency: int = 100, cpu: int = CLIENT_CPU) -> Load:

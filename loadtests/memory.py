@@ -1,18 +1,26 @@
-"""What an idle keep-alive connection costs one worker in memory. Never counts the kernel's socket buffers, only the process.
+"""What an idle connection costs one worker in memory. Never counts the kernel's socket buffers, only the process.
 
-Ten thousand clients ask once and stay. The promise: they add less than 40 MiB; exit status 1 where it is more.
+Ten thousand clients ask once and stay: they add less than 40 MiB, that is the promise. With --websockets five thousand open a
+WebSocket, say something, hear it and stay: less than 100 MiB. Exit status 1 where it is more.
 """
 
 import argparse
 import resource
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import measure
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: memory/1\r\nAccept: */*\r\n\r\n"
+
+
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 
 
 def raise_file_limit(wanted: int) -> None:
@@ -40,47 +48,76 @@ def ask(client: socket.socket) -> None:
         answer += client.recv(65536)
 
 
+def talk(client: socket.socket) -> None:
+    """The handshake of a WebSocket, a message and its echo."""
+    client.sendall(HANDSHAKE)
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        chunk = client.recv(65536)
+        if not chunk:
+            raise RuntimeError("closed before the WebSocket was open")
+        answer += chunk
+    if not answer.startswith(b"HTTP/1.1 101 "):
+        raise RuntimeError(f"not a WebSocket: {answer[:200]!r}")
+    client.sendall(b"\x81\x85\0\0\0\0hello")
+    answer = b""
+    while len(answer) < 7:
+        answer += client.recv(65536)
+    if answer != b"\x81\x05hello":
+        raise RuntimeError(f"not an echo: {answer!r}")
+
+
+# By --websockets: the application, and what each client does first.
+APPS: dict[bool, tuple[str, Callable[[socket.socket], None]]] = {False: ("hello:app", ask), True: ("asgi:echo", talk)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--connections", type=int, default=10_000)
-    parser.add_argument("--limit", type=float, default=40, help="MiB that they may add")
+    parser.add_argument("--websockets", action="store_true", help="open WebSockets, without compression")
+    parser.add_argument("--connections", type=int, help="default: 10000, or 5000 WebSockets")
+    parser.add_argument("--limit", type=float, help="MiB that they may add; default: 40, or 100 for WebSockets")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--option", action="append", default=[], help="for epollard, as in --option=--trigger=edge; repeatable")
     arguments = parser.parse_args()
+    count: int = arguments.connections or (5_000 if arguments.websockets else 10_000)
+    limit: float = arguments.limit or (100 if arguments.websockets else 40)
+    app, meet = APPS[arguments.websockets]
     measure.need("taskset")
-    raise_file_limit(arguments.connections + 1000)
+    raise_file_limit(count + 1000)
 
     measure.own_network()
     about = measure.machine(arguments.python)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     port = measure.free_port()
     peers = Path(__file__).resolve().parent / "peers"
-    options = ["--keep-alive", "600", *arguments.option]  # no connection may end while they are counted
+    # No connection may end, and none be pinged, while they are counted.
+    options = ["--keep-alive", "600", "--ws-ping-interval", "600", *arguments.option]
     mebibyte = 1 << 20
-    with measure.epollard(arguments.python, port, "hello:app", *options, app_directory=peers) as server:
+    with measure.epollard(arguments.python, port, app, *options, app_directory=peers) as server:
         (worker,) = server.workers()
         for _ in range(100):
             with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-                ask(client)
+                meet(client)
         before = measure.memory_bytes(worker)
         with ExitStack() as clients:
-            for _ in range(arguments.connections):
+            for _ in range(count):
                 client = clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-                ask(client)
+                meet(client)
             # The worker that is counted is the one that holds them all.
             held = sum(link.readlink().name.startswith("socket:") for link in Path(f"/proc/{worker}/fd").iterdir())
-            if held < arguments.connections:
-                raise RuntimeError(f"the worker holds {held} sockets, not {arguments.connections}")
+            if held < count:
+                raise RuntimeError(f"the worker holds {held} sockets, not {count}")
             during = measure.memory_bytes(worker)
     rows = []
     for name in ("Rss", "Pss"):
         added = during[name] - before[name]
         figures = [f"{figure / mebibyte:.1f}" for figure in (before[name], during[name], added)]
-        rows.append([name.upper(), *figures, f"{added / arguments.connections:.0f}"])
-    print(f"\none worker, {arguments.connections} idle keep-alive connections\n")
+        rows.append([name.upper(), *figures, f"{added / count:.0f}"])
+    what = "open WebSockets" if arguments.websockets else "idle keep-alive connections"
+    print(f"\none worker, {count} {what}\n")
     measure.print_table(["", "before MiB", "with them MiB", "added MiB", "bytes a connection"], rows)
-    measure.save("memory", {"machine": about, "connections": arguments.connections, "before": before, "during": during})
-    return 0 if during["Rss"] - before["Rss"] < arguments.limit * mebibyte else 1
+    measure.save("memory", {"machine": about, "connections": count, "what": what, "before": before, "during": during})
+    return 0 if during["Rss"] - before["Rss"] < limit * mebibyte else 1
 
 
 if __name__ == "__main__":

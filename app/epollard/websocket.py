@@ -270,7 +270,7 @@ class Receiver:
 
     __slots__ = (
         *("_deflate", "_done", "_final", "_held", "_idle", "_key", "_left", "_max_message"),
-        *("_message", "_opcode", "_packed", "_room", "_small", "_tail", "_wire"),
+        *("_message", "_opcode", "_packed", "_room", "_small", "_tail", "_wire", "more"),
     )
 
     def __init__(self, max_message: int, deflate: Deflate | None) -> None:
@@ -281,6 +281,7 @@ class Receiver:
         self._idle = True  # nothing is under way: no message, no part of a frame
         self._held = b""  # the beginning of a frame's head, or of a control frame; or what there was no room for
         self._room = 0
+        self.more = False  # there was no room for all events: `feed(b"")` brings the next
         # The data frame under way.
         self._left = -1  # bytes of payload to come; -1: there is no such frame
         self._final = False
@@ -296,11 +297,6 @@ class Receiver:
     def pending(self) -> int:
         """Bytes held of messages and frames that are not whole."""
         return len(self._held) + len(self._message)
-
-    @property
-    def more(self) -> bool:
-        """There was no room for all events: `feed(b"")` brings the next."""
-        return self._room < 0 and self._held != b""
 
     def feed(self, data: bytes) -> list[tuple[int, Any]]:
         """Take bytes from the connection, return the events in them, in order, but see `more`. Never raises.
@@ -334,6 +330,7 @@ class Receiver:
         except UnicodeDecodeError:
             self._fail(1007, "bad UTF-8", events)
         self._idle = not (self._done or self._held or self._opcode)
+        self.more = self._room < 0 and self._held != b""
         return events
 
     def _fail(self, code: int, reason: str, events: list[tuple[int, Any]]) -> None:

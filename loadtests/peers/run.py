@@ -15,15 +15,24 @@ sys.path.insert(0, str(HERE.parent))
 import measure  # noqa: E402 - it lies one directory above
 from peers.commands import ASGI_PEERS, PEERS, environment, server, versions  # noqa: E402
 
-# The application (in hello.py, of WSGI; MODULE:NAME is of ASGI) and the script that makes the requests.
-CASES: dict[str, tuple[str, Path]] = {
+# The application (in hello.py, of WSGI; MODULE:NAME is of ASGI) and the script that makes the requests; or, for WebSockets, how
+# many messages each client has under way.
+CASES: dict[str, tuple[str, Path | int]] = {
     "hello": ("app", HERE.parent / "report.lua"),
     "unique": ("app", HERE / "unique.lua"),
     "pipelined": ("app", HERE / "pipelined.lua"),
     "10k": ("large", HERE.parent / "report.lua"),
     "asgi": ("asgi:app", HERE.parent / "report.lua"),
     "fastapi": ("asgi:fast", HERE.parent / "report.lua"),
+    "echo": ("asgi:echo", 1),
+    "echo of 8": ("asgi:echo", 8),
 }
+
+
+def make_load(server: measure.Server, seconds: int, connections: int, script: Path | int) -> measure.Load:
+    if isinstance(script, int):
+        return measure.websockets(server, seconds, connections=connections, depth=script)
+    return measure.wrk(server, seconds, connections=connections, script=script)
 
 
 def order(item: tuple[str, dict[str, float]]) -> tuple[bool, float]:
@@ -72,9 +81,8 @@ def main() -> int:
             for name in fit if turn % 2 == 0 else fit[::-1]:
                 try:
                     with server(name, bin, app, arguments.option if name == "epollard" else ()) as started:
-                        measure.wrk(started, 1, connections=arguments.connections, script=script)  # caches and allocators warm
-                        load = measure.wrk(started, arguments.seconds, connections=arguments.connections, script=script)
-                        loads[name].append(load)
+                        make_load(started, 1, arguments.connections, script)  # caches and allocators warm
+                        loads[name].append(make_load(started, arguments.seconds, arguments.connections, script))
                 except RuntimeError as problem:
                     print(f"{name}, {case}: {problem}", file=sys.stderr)
         medians = {name: measure.median_load(loads[name]) for name in fit if loads[name]}
