@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.client import ClientProtocol
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
@@ -338,6 +338,7 @@ def test_a_big_frame_is_not_copied_again_and_again():
     assert taken < 2.5 * (1 << 24)
 
 
+@settings(deadline=None)  # time is no matter of a test
 @given(
     st.binary(max_size=300), st.binary(min_size=4, max_size=4), st.lists(st.integers(0, 300)), st.lists(st.integers(0, 1 << 20))
 )
@@ -686,6 +687,7 @@ PACKETS = st.sampled_from([1, 2, 7, 64, 10_000])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
+@settings(deadline=None)  # time is no matter of a test
 @given(messages=MESSAGES, step=PACKETS)
 def test_the_library_is_heard(setting: dict[str, Any] | None, messages: list[tuple[str | bytes, int]], step: int):
     """What the `websockets` client sends, in fragments with pings between them, arrives as it was."""
@@ -714,6 +716,7 @@ def test_the_library_is_heard(setting: dict[str, Any] | None, messages: list[tup
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
+@settings(deadline=None)  # time is no matter of a test
 @given(messages=MESSAGES)
 def test_the_library_hears(setting: dict[str, Any] | None, messages: list[tuple[str | bytes, int]]):
     """What we send, compressed or not, whole or in fragments, the `websockets` client takes."""

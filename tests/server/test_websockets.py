@@ -17,7 +17,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.frames import Frame, Opcode
 from websockets.sync.client import connect as connect_library
 
-from harness import SCALE, WAIT, Client, Mode, Server, wait_for
+from harness import SCALE, WAIT, Client, Server, wait_for
 
 APP = "apps.websocket_routes:app"
 FAST = "apps.starlette_websockets:app"
@@ -27,10 +27,7 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 MEBIBYTE = 1 << 20
 
 
-@pytest.fixture(scope="module", params=["level", "edge", "oneshot"])
-def mode(request):
-    """ASGI knows no threads of ours: three modes."""
-    return Mode(request.param, 8)
+pytestmark = pytest.mark.interfaces("asgi")
 
 
 def masked(opcode: int, payload: bytes = b"", fin: bool = True, rsv: int = 0, key: bytes = b"\x01\xfe\x35\xa7") -> bytes:
