@@ -94,9 +94,10 @@ def test_main_returns_the_supervisors_status_or_runs_the_worker(result, status, 
     seen = []
 
     class Supervisor:
-        def __init__(self, settings, reread):
+        def __init__(self, settings, reread, start):
             seen.append((settings.threads, os.getcwd()))
             seen.append((reread().threads, os.getcwd()))
+            assert start == str(tmp_path)
 
         def run(self):
             return result

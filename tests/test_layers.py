@@ -59,6 +59,7 @@ IMPORTS = {
     },
     "slots": {"scoreboard", "steering"},
     "balance": {"log", "loop", "slots", "sockets", "steering"},
+    "upgrade": {"doors", "log", "loop", "sockets"},
     "recycling": {"config", "scoreboard", "slots"},
     # management
     "report": {"scoreboard", "slots"},
@@ -81,6 +82,7 @@ IMPORTS = {
         "slots",
         "sockets",
         "steering",
+        "upgrade",
         "worker",
     },
     "cli": {"__init__", "config", "importer", "log", "supervisor"},

@@ -34,7 +34,7 @@ def started(clock, monkeypatch):
 
     def started(*words):
         settings = config.load(config.parse_arguments(words).given, {}).config
-        found = Supervisor(settings, lambda: settings)
+        found = Supervisor(settings, lambda: settings, ".")
         found._slots = [Slot(index, []) for index in range(found._workers)]
         made.append(found)
         return found

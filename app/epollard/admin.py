@@ -64,17 +64,34 @@ class Admin:
         self.commands = commands
         self.reader = HeadReader(*LIMITS)
         self.clients: dict[Client, None] = {}  # the oldest first
-        self._groups: list[sockets.Group] = []
+        self.groups: list[sockets.Group] = []
         self._listeners: list[socket.socket] = []
         self._paused: list[socket.socket] = []  # that wait for a free descriptor
+        self._started = False
 
-    def listen(self, address: str) -> None:
-        """Answer at `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`. `sockets.BindError`."""
-        self._groups, (self._listeners,) = sockets.bind((address,), 1, BACKLOG, "nodelay")
+    def listen(self, address: str, wills: list[sockets.Will]) -> None:
+        """Listen at `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`, with what a predecessor left of it. `sockets.BindError`."""
+        self.groups, (self._listeners,) = sockets.bind((address,), 1, BACKLOG, "nodelay", wills)
+        for group in self.groups:
+            log.info(f"management on {group.url}")
+
+    def start(self) -> None:
+        """Answer. Not before a predecessor does no more."""
+        self._started = True
         for listener in self._listeners:
             self.loop.watch(listener.fileno(), IN, partial(self._on_listener, listener))
-        for group in self._groups:
-            log.info(f"management on {group.url}")
+
+    def wills(self) -> list[sockets.Will]:
+        """What a successor needs to answer in our place."""
+        return [group.will([listener]) for group, listener in zip(self.groups, self._listeners, strict=True)]
+
+    def leave(self) -> list[sockets.Group]:
+        """Listen no more; whoever has come is answered yet. Returns where that was."""
+        for listener in self._listeners if self._started else ():
+            self.loop.unwatch(listener.fileno())
+        sockets.close(self.groups, [self._listeners])
+        left, self.groups, self._listeners, self._paused = self.groups, [], [], []
+        return left
 
     def tick(self) -> None:
         """Once a second: let go of those whose time is over, and hear again of who comes."""
@@ -89,16 +106,13 @@ class Admin:
         """The end: nobody is answered any more."""
         for client in tuple(self.clients):
             client.close()
-        for listener in self._listeners:
-            self.loop.unwatch(listener.fileno())
-        sockets.close(self._groups, [self._listeners])
-        sockets.unlink(self._groups)
+        sockets.unlink(self.leave())
 
     def disown(self) -> None:
         """In a child: close its copies, and nothing else."""
         for client in self.clients:
             client.sock.close()
-        sockets.close(self._groups, [self._listeners])
+        sockets.close(self.groups, [self._listeners])
 
     def _on_listener(self, listener: socket.socket, events: int) -> None:
         for _ in range(ACCEPTS):

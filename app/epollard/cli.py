@@ -31,12 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.action == "--print-config":
         print(config.show(loaded), end="")
         return 0
-    start = os.getcwd()
+    start = _here()
     os.chdir(loaded.config.chdir)
     log.configure(loaded.config.log_level, "supervisor")
     if arguments.action == "--check":
         return _check(loaded.config)
-    return _serve(loaded.config, partial(_reread, arguments, start))
+    return _serve(loaded.config, partial(_reread, arguments, start), start)
+
+
+def _here() -> str:
+    """The current directory as who started us calls it: through a link `current`, say, that may lead elsewhere tomorrow."""
+    here, called = os.getcwd(), os.environ.get("PWD", "")
+    try:
+        return called if os.path.isabs(called) and os.path.samefile(called, here) else here
+    except OSError:
+        return here
 
 
 def _check(settings: config.Config) -> int:
@@ -65,9 +74,9 @@ def _reread(arguments: config.Arguments, start: str) -> config.Config:
         os.chdir(here)
 
 
-def _serve(settings: config.Config, reread: Callable[[], config.Config]) -> int:
+def _serve(settings: config.Config, reread: Callable[[], config.Config], start: str) -> int:
     from .supervisor import Supervisor  # here, so that --help need not wait for what it does not use
 
     # The supervisor forks inside: this returns once with the exit status, and once in each child with its worker.
-    result = Supervisor(settings, reread).run()
+    result = Supervisor(settings, reread, start).run()
     return result if isinstance(result, int) else result.run()

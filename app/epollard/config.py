@@ -22,8 +22,8 @@ MAX_WORKERS: Final = 1024  # each has a record in memory and a place in the kern
 _AUTO: Final = "auto"
 _PREFIX: Final = "EPOLLARD_"
 
-# What the server tells its workers, and the factor by which tests scale their waits: not options, not mistakes.
-_TOLERATED: Final = {"EPOLLARD_WORKER_ID", "EPOLLARD_GENERATION", "EPOLLARD_TEST_SCALE"}
+# What the server tells its workers and its successor, and the factor by which tests scale waits: not options, not mistakes.
+_TOLERATED: Final = {"EPOLLARD_WORKER_ID", "EPOLLARD_GENERATION", "EPOLLARD_HANDOVER", "EPOLLARD_TEST_SCALE"}
 # Kubernetes puts these into every container beside a Service that is called `epollard` or `epollard-something`.
 _SERVICE_LINK: Final = re.compile(r"EPOLLARD_(?:\w+_)?(?:SERVICE_(?:HOST|PORT)|SERVICE_PORT_\w+|PORT_[0-9]+_\w+)", re.ASCII)
 

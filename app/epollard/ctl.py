@@ -26,6 +26,7 @@ usage: epollardctl COMMAND [OPTIONS]
 
   scale N        N workers; MIN..MAX: as many as they are busy
   reload         replace all workers by ones that import the application anew
+  upgrade        replace the server itself by what is on disk now
   drain          stop, once what has begun is finished
   status         what the workers are doing
   healthcheck    exit status 0 where the server is ready, else 1 and why not
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, *words = words
     workers = words.pop(0) if command == "scale" and words else ""
     try:
-        if command not in ("scale", "reload", "drain", "status", "healthcheck"):
+        if command not in ("scale", "reload", "upgrade", "drain", "status", "healthcheck"):
             raise config.ConfigError(f"{command!r} is no command; epollardctl --help shows all there are")
         if command == "scale":
             config.parse("workers", workers, "scale")

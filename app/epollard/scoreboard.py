@@ -20,6 +20,7 @@ REJECTED: Final = 8  # requests refused by the server (4xx and 5xx of its own)
 ABORTED: Final = 9  # requests whose answer could not be delivered whole
 SENT: Final = 10  # bytes sent
 BUSY: Final = 11  # thousandths of the last second that it was busy
+SHARED: Final = 12  # 1 while a predecessor has the same listeners (upgrade.py): written by the supervisor
 WIDTH: Final = 16
 
 # The states of a worker.

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 # Set on the listener: on Linux what it accepts inherits both, and no connection pays a system call for it.
 _TCP_OPTIONS: Final = {"nodelay": socket.TCP_NODELAY, "cork": socket.TCP_CORK, "default": None}
@@ -27,16 +27,28 @@ class BindError(Exception):
     """One line: which address cannot be listened on, and why."""
 
 
+class Will(NamedTuple):
+    """A group as one supervisor leaves it to the next (see upgrade.py): plain values, and descriptors by their numbers."""
+
+    names: list[str]  # by which the next one knows that it is the same address
+    port: int  # 0 for a Unix socket
+    path: str  # "" for TCP
+    listeners: list[int]  # of slot 0, 1, ...; of a Unix socket the one that there is
+    order: list[int]  # the slots in the kernel's order
+
+
 class TcpGroup:
     """An address that a group of listeners shares. Port 0 becomes the port that the first of them is given."""
 
     def __init__(self, family: int, address: tuple[Any, ...], only_v6: bool, backlog: int, tcp: str) -> None:
         self.family = family
         self.address = address
+        self._asked = address
         self._only_v6 = only_v6
         self._backlog = backlog
         self._option = _TCP_OPTIONS[tcp]
         self.members: list[socket.socket] = []  # our listeners, in the kernel's order
+        self._inherited: list[socket.socket] = []  # those of them that `join` has yet to give away
 
     @property
     def url(self) -> str:
@@ -52,8 +64,39 @@ class TcpGroup:
         """
         self._bound(shared=False).close()
 
+    def will(self, listeners: Sequence[socket.socket]) -> Will:
+        """What a successor needs to have the same listeners, which are those of slot 0, 1, ..."""
+        order = [listeners.index(member) for member in self.members]
+        return Will(sorted(self._names()), self.address[1], "", [listener.fileno() for listener in listeners], order)
+
+    def adopt(self, will: Will) -> bool:
+        """Take these listeners, if they are of this address. Nothing is changed on them before `settle`."""
+        if self._names().isdisjoint(will.names):
+            return False
+        for fd in will.listeners:
+            listener = socket.socket(fileno=fd)
+            listener.setblocking(False)
+            self._inherited.append(listener)
+        self.members = [self._inherited[slot] for slot in will.order]
+        self.address = self.members[0].getsockname()
+        return True
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it was left to us, or has been joined since."""
+        return bool(self.members)
+
+    def settle(self) -> None:
+        """Have what was adopted be as our configuration wants it, now that it is ours alone."""
+        for member in self.members:
+            member.listen(self._backlog)
+            for option in filter(None, _TCP_OPTIONS.values()):
+                member.setsockopt(socket.IPPROTO_TCP, option, option == self._option)
+
     def join(self) -> socket.socket:
         """One listener more, nonblocking. `OSError`."""
+        if self._inherited:
+            return self._inherited.pop(0)
         listener = self._bound(shared=True)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER)
         listener.listen(self._backlog)
@@ -73,6 +116,9 @@ class TcpGroup:
 
     def close(self) -> None:
         """Nothing to do: who joined holds all there is."""
+
+    def _names(self) -> set[str]:
+        return {str((self.family, *address)) for address in (self._asked, self.address)}
 
     def _bound(self, shared: bool) -> socket.socket:
         bound = socket.socket(self.family, socket.SOCK_STREAM)
@@ -101,6 +147,7 @@ class UnixGroup:
         self._backlog = backlog
         self._listener: socket.socket | None = None
         self._file = (0, 0)
+        self._adopted = (0, 0)  # the file, before it is ours
 
     @property
     def url(self) -> str:
@@ -121,6 +168,36 @@ class UnixGroup:
         if answer != errno.ECONNREFUSED:  # connected, or the queue is full (EAGAIN), or we may not ask
             raise OSError(errno.EADDRINUSE if answer in (0, errno.EAGAIN) else answer, os.strerror(answer))
         os.unlink(self._path)
+
+    def will(self, listeners: Sequence[socket.socket]) -> Will:
+        """What a successor needs to have the same listener and to know the file again."""
+        assert self._listener is not None
+        path = os.path.abspath(self._path)
+        return Will([_unix_name(path, self._file)], 0, path, [self._listener.fileno()], [])
+
+    def adopt(self, will: Will) -> bool:
+        """Take the listener, if it is the one that the file leads to. The file is not ours before `settle`."""
+        try:
+            found = _identity(self._path)
+        except OSError:
+            return False
+        if _unix_name(os.path.abspath(self._path), found) not in will.names:
+            return False
+        self._listener = socket.socket(fileno=will.listeners[0])
+        self._listener.setblocking(False)
+        self._adopted = found
+        return True
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it was left to us."""
+        return self._adopted != (0, 0)
+
+    def settle(self) -> None:
+        """Have what was adopted be as our configuration wants it, file included, now that it is ours alone."""
+        if self._listener is not None and self.adopted:
+            self._listener.listen(self._backlog)
+            self._file = self._adopted
 
     def join(self) -> socket.socket:
         """A duplicate of the one listener. `OSError`."""
@@ -153,10 +230,13 @@ class UnixGroup:
 Group = TcpGroup | UnixGroup
 
 
-def bind(addresses: Sequence[str], slots: int, backlog: int, tcp: str) -> tuple[list[Group], list[list[socket.socket]]]:
+def bind(
+    addresses: Sequence[str], slots: int, backlog: int, tcp: str, wills: list[Will] | None = None
+) -> tuple[list[Group], list[list[socket.socket]]]:
     """Listen on each `HOST:PORT`, `[IPV6]:PORT` and `unix:PATH`: the groups, and of each slot one listener from each group.
 
     A name is listened on at all its addresses, and port 0 becomes the same port at all of them. `BindError`.
+    Of the `wills` of a predecessor, which has as many slots, those that are wanted are adopted; the others stay in the list.
     """
     groups: list[Group] = []
     listeners: list[list[socket.socket]] = [[] for _ in range(slots)]
@@ -166,10 +246,13 @@ def bind(addresses: Sequence[str], slots: int, backlog: int, tcp: str) -> tuple[
             with _telling(text):
                 resolved.append((text, [] if text.startswith("unix:") else _resolve(text)))
         plan = list(_plan(resolved, backlog, tcp))
+        ours = {will.port for will in wills or ()}
+        for _, found in plan:
+            _adopt(found, wills or [])
         # All are probed before the first one listens, for our own may overlap: 0.0.0.0:80 and 127.0.0.1:80.
         for text, found in plan:
             with _telling(text):
-                _probe(found)
+                _probe(found, ours)
         for text, found in plan:
             with _telling(text):
                 _listen(found, groups, listeners)
@@ -194,6 +277,13 @@ def unlink(groups: Sequence[Group]) -> None:
     for group in groups:
         if isinstance(group, UnixGroup):
             group.unlink()
+
+
+def unlink_left(will: Will) -> None:
+    """Remove the file of a Unix socket that was left to us and is not wanted."""
+    with contextlib.suppress(OSError):
+        if will.path and _unix_name(will.path, _identity(will.path)) in will.names:
+            os.unlink(will.path)
 
 
 def _resolve(text: str) -> list[tuple[int, tuple[Any, ...]]]:
@@ -221,9 +311,21 @@ def _plan(
         yield text, groups
 
 
-def _probe(groups: list[Group]) -> None:
-    """Probe each; take out those that this machine does not have, while another is left."""
+def _adopt(groups: list[Group], wills: list[Will]) -> None:
+    for group in groups:
+        adopted = next((will for will in wills if group.adopt(will)), None)
+        if adopted is not None:
+            wills.remove(adopted)
+
+
+def _probe(groups: list[Group], ours: set[int]) -> None:
+    """Probe each; take out those that this machine does not have, while another is left.
+
+    Not on a port that our predecessor has: where the address is not the same it may yet overlap, and the port is ours.
+    """
     for group in tuple(groups):
+        if group.adopted or (isinstance(group, TcpGroup) and group.address[1] in ours - {0}):
+            continue
         try:
             group.probe()
         except OSError as error:
@@ -250,6 +352,10 @@ def _telling(text: str) -> Iterator[None]:
     except OSError as error:
         why = "another server listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
         raise BindError(f"cannot listen on {text}: {why}") from None
+
+
+def _unix_name(path: str, file: tuple[int, int]) -> str:
+    return str((path, *file))
 
 
 def _identity(path: str) -> tuple[int, int]:

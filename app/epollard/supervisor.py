@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from . import cgroup, doors, log, report, sockets
 from .balance import Balance
@@ -35,6 +35,7 @@ from .scoreboard import (
     READY,
     REJECTED,
     REQUESTS,
+    SHARED,
     SLOT,
     STATE,
     WIDTH,
@@ -42,6 +43,7 @@ from .scoreboard import (
 )
 from .slots import Process, Slot
 from .steering import waiting
+from .upgrade import HandoverError, Upgrade
 from .worker import EXIT_LOAD, Worker
 
 # Seconds after a worker became ready. Who dies sooner does so by habit, not by accident, and is replaced ever more slowly.
@@ -72,7 +74,10 @@ REPORT_LIMIT: Final = 65536
 # Records: each slot may have a worker, its replacement, and some that drain. Pages never touched cost nothing.
 RECORDS: Final = 4 * MAX_WORKERS
 
-# What cannot change while the listeners are there.
+# Seconds that a successor which does not end has beyond its own deadlines.
+LAST_GRACE: Final = 5.0
+
+# What cannot change while the listeners are there: a successor can change it.
 FIXED: Final = ("bind", "backlog", "tcp", "steer", "admin", "chdir")
 # What is counted of workers beyond their end.
 COUNTED: Final = (ACCEPTED, REQUESTS, REJECTED, ABORTED)
@@ -97,10 +102,11 @@ _SIGNALS: Final = (
 class Supervisor:
     """Serve as `config` says: `run` is all there is to it."""
 
-    def __init__(self, config: Config, reread: Callable[[], Config]) -> None:
+    def __init__(self, config: Config, reread: Callable[[], Config], start: str) -> None:
         self._config = config
         self._reread = reread  # the configuration as it is now; `ConfigError`
         self._loop = Loop()
+        self._upgrade = Upgrade(self._loop, start, self._obey)
         self._scoreboard = Scoreboard(RECORDS)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lifeline, self._lifeline_writer = os.pipe()
@@ -113,7 +119,9 @@ class Supervisor:
         self._stopping = NO
         self._drains_at = math.inf  # when the stop is to begin, where that has been put off
         self._closes_at = math.inf  # when the listeners are closed, at the latest
+        self._heard: set[int] = set()  # signals that want an end
         # The fact.
+        self._leads = True  # no predecessor does
         self._slots: list[Slot] = []
         self._fading: list[Slot] = []  # of too many workers
         self._processes: dict[int, Process] = {}
@@ -124,6 +132,7 @@ class Supervisor:
         self._generations = 1
         self._announced = (0, 0)
         self._status = EXIT_STOPPED
+        self._stopped = False  # and has said so
         self._last_words = b""
         self._printed = b""
         self._dumps: list[Process] = []  # whose stacks are wanted
@@ -141,35 +150,50 @@ class Supervisor:
         config = self._config
         log.info(config.workers_reason)
         try:
-            self._groups, listeners = sockets.bind(config.bind, config.workers, config.backlog, config.tcp)
-        except sockets.BindError as error:
+            if self._upgrade.inherit():
+                self._leads = False
+                self._workers, self._elastic = self._upgrade.slots, None  # until we lead
+                self._generation = self._generations = self._upgrade.generation + 1
+                self._configs = {self._generation: config}
+            self._groups, listeners = sockets.bind(config.bind, self._workers, config.backlog, config.tcp, self._upgrade.wills)
+        except (HandoverError, sockets.BindError) as error:
             log.error(str(error))
             return EXIT_FAILED
         self._slots = [Slot(index, own) for index, own in enumerate(listeners)]
         self._balance = Balance(self._loop, self._groups, config.steer == "on")
         for group in self._groups:
             log.info(f"listening on {group.url}")
-        if not self._management.listen(config):
+        if not self._management.listen(config, self._upgrade.admin_wills):
             sockets.close(self._groups, listeners)
             sockets.unlink(self._groups)
             return EXIT_FAILED
+        if self._leads:
+            self._management.start()
+        self._upgrade.begun()
         while True:
             worker = self._step()
             if worker is not None:
                 return worker
             if self._stopping and not self._processes:
-                return self._end()
+                self._say_stopped()
+                if not self._upgrade.awaited:
+                    return self._end()
             self._loop.turn(self._wake_at - time.monotonic())
 
+    def _say_stopped(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            accepted, answered, aborted = (self._past[column] for column in (ACCEPTED, REQUESTS, ABORTED))
+            log.info(f"stopped: {accepted} connections accepted, {answered} requests answered, {aborted} cut short")
+
     def _end(self) -> int:
-        sockets.unlink(self._groups)
+        if not self._upgrade.over:
+            sockets.unlink(self._groups)
         self._management.close()
-        accepted, answered, aborted = (self._past[column] for column in (ACCEPTED, REQUESTS, ABORTED))
-        log.info(f"stopped: {accepted} connections accepted, {answered} requests answered, {aborted} cut short")
         if self._last_words:
             log.error("the application could not be loaded:")
             _print(self._last_words)  # and nothing after it
-        return self._status
+        return self._upgrade.end(self._status)
 
     # Events: they change the wish, or only end a wait.
 
@@ -190,41 +214,52 @@ class Supervisor:
 
     def _on_signals(self, events: int) -> None:
         for number in self._signals.recv(4096):
-            if number in _STOPS:
-                name = signal.Signals(number).name
-                if number == signal.SIGTERM and not self._going:
-                    self.drain(name)
-                else:  # a second TERM is one that lost its patience
-                    self._stop(QUICK, f"{name}: ")
-            elif self._going:
-                continue
-            elif number == signal.SIGHUP:
-                self.reload("SIGHUP")
-            elif number == signal.SIGTTIN:
-                self.scale(self._workers + 1, self._workers + 1, "SIGTTIN")
-            elif number == signal.SIGTTOU:
-                self.scale(self._workers - 1, self._workers - 1, "SIGTTOU")
-            elif number == signal.SIGUSR1:
-                log.info("SIGUSR1: the supervisor's stack stands above, those of its workers follow")
-                self._dumps += self._processes.values()
-            elif number == signal.SIGUSR2:
-                log.warning("SIGUSR2: this version cannot hand over to another; ignored")
+            self._upgrade.pass_on(number)
+            self._obey(number, self._heard)
+
+    def _obey(self, number: int, heard: set[int]) -> None:
+        """Do as a signal says. `heard` is what its sender has said before: the same TERM may come from two (upgrade.py)."""
+        if number in _STOPS:
+            name = signal.Signals(number).name
+            if number == signal.SIGTERM and number not in heard:
+                self.drain(name)
+            elif self._stopping < QUICK:  # a second TERM is one that lost its patience
+                self._stop(QUICK, f"{name}: ")
+            heard.add(number)
+        elif self._going:
+            return
+        elif number == signal.SIGHUP:
+            self.reload("SIGHUP")
+        elif number == signal.SIGTTIN:
+            self.scale(self._workers + 1, self._workers + 1, "SIGTTIN")
+        elif number == signal.SIGTTOU:
+            self.scale(self._workers - 1, self._workers - 1, "SIGTTOU")
+        elif number == signal.SIGUSR1:
+            log.info("SIGUSR1: the supervisor's stack stands above, those of its workers follow")
+            self._dumps += self._processes.values()
+        elif number == signal.SIGUSR2:
+            self.upgrade("SIGUSR2")
 
     # The wish, for signals and commands alike; `why` is theirs. Each of them may be called at any time.
+    # What they return is why not, where it cannot be.
 
-    def scale(self, least: int, most: int, why: str) -> None:
+    def scale(self, least: int, most: int, why: str) -> str:
         """Want so many workers, at least one; within these bounds as many as they are busy."""
+        if busy := self._upgrade.under_way:
+            log.warning(f"{why}: {busy}; ignored")
+            return busy
         least, most = min(max(least, 1), MAX_WORKERS), min(max(most, 1), MAX_WORKERS)
         was, self._elastic = self._elastic, Elastic(least, most) if most > least else None
         self._workers = min(max(self._workers, least), most)
         wanted = self._elastic or f"{self._workers}"
         log.info(f"{why}: {wanted} workers wanted" + (f"; no longer {was}" if was else ""))
+        return ""
 
     def reload(self, why: str) -> str:
-        """Want all workers replaced by ones that import the application anew. Returns why not, where it cannot be."""
-        if not self._proven:
-            log.warning(f"{why}: no worker has been ready yet; ignored")
-            return "no worker has been ready yet"
+        """Want all workers replaced by ones that import the application anew."""
+        if busy := self._upgrade.under_way or self._unproven:
+            log.warning(f"{why}: {busy}; ignored")
+            return busy
         try:
             config = self._reread()
         except ConfigError as error:
@@ -232,7 +267,7 @@ class Supervisor:
             return f"nothing is reloaded: {error}"
         fixed = {key: getattr(self._config, key) for key in FIXED if getattr(config, key) != getattr(self._config, key)}
         for key in fixed:
-            log.warning(f"{why}: {flag(key)} has changed; that takes a new start")
+            log.warning(f"{why}: {flag(key)} has changed; that takes an upgrade (SIGUSR2)")
         if (config.workers, config.most_workers) != (self._config.workers, self._config.most_workers):
             self.scale(config.workers, config.most_workers, why)
         self._generations += 1
@@ -245,11 +280,26 @@ class Supervisor:
         log.info(f"{why}: replacing all workers by generation {self._generation}")
         return ""
 
+    def upgrade(self, why: str) -> str:
+        """Want another supervisor in our place, from the code on disk."""
+        if busy := self._upgrade.under_way or self._unproven:
+            log.warning(f"{why}: {busy}; ignored")
+            return busy
+        self._upgrade.wanted = why
+        log.info(f"{why}: a new supervisor is started from the code on disk")
+        return ""
+
+    @property
+    def _unproven(self) -> str:
+        return "" if self._proven else "no worker has been ready yet"
+
     def drain(self, why: str) -> None:
         """Want everything to end, once what has begun is finished; after `--drain-delay`, during which all goes on."""
         if self._going:
             return
-        if delay := self._config.drain_delay:
+        delay = self._config.drain_delay
+        if delay and self._leads:
+            self._upgrade.stop(signal.SIGTERM, self._now + self._config.graceful_timeout + LAST_GRACE)
             log.info(f"{why}: not ready any more; serves on for {delay:g} s, then drains")
             self._drains_at = time.monotonic() + delay
         else:
@@ -267,15 +317,18 @@ class Supervisor:
             log.info(f"{why}stopping at once")
         self._stopping = level
         if level == GRACEFUL:
+            self._upgrade.stop(signal.SIGTERM, self._now + self._config.graceful_timeout + LAST_GRACE)
             # Not `doors.SHUT`: who has connected and said nothing comes in after a second, and no listener is left for it then.
             self._closes_at = time.monotonic() + HANDSHAKE
             for slot in (*self._slots, *self._fading):
                 self._shut(slot)
+        else:
+            self._upgrade.stop(signal.SIGQUIT, self._now + QUICK_GRACE + LAST_GRACE)
         if level != GRACEFUL or not self._arriving():
             self._close()
 
     def _shut(self, slot: Slot) -> None:
-        for listener in slot.listeners:
+        for listener in slot.listeners if not self._upgrade.shared else ():
             if listener.family != socket.AF_UNIX:  # which needs no time for it, and which all slots share
                 doors.shut(listener)
 
@@ -287,7 +340,7 @@ class Supervisor:
         # First our copies, then the workers': whoever closes last must have emptied the queue.
         self._balance.disarm()
         for slot in self._slots[:1]:
-            for listener in slot.listeners:
+            for listener in slot.listeners if not self._upgrade.shared else ():
                 if listener.family == socket.AF_UNIX:
                     doors.shut(listener)
         sockets.close(self._groups, [slot.listeners for slot in (*self._slots, *self._fading)])
@@ -322,6 +375,7 @@ class Supervisor:
         self._dump()
         if not self._stopping and self._due(self._drains_at):
             self._stop(GRACEFUL, "")
+        self._succeed()
         if self._stopping:
             if self._closes_at < math.inf:
                 if self._due(self._closes_at) or not self._arriving():
@@ -357,13 +411,13 @@ class Supervisor:
         return False
 
     def _look(self) -> None:
-        if self._due(self._balance.next_look):
+        if not self._upgrade.shared and self._due(self._balance.next_look):
             self._balance.look(self._now, self._slots, self._fading)
             self._due(self._balance.next_look)
 
     def _stretch(self) -> None:
         """Want as many workers as they are busy, where that is wanted."""
-        if self._elastic and self._due(self._elastic.next_look):
+        if self._elastic and not self._upgrade.under_way and self._due(self._elastic.next_look):
             wish, why = self._elastic.look(self.facts(), cgroup.memory_room, self._memory)
             self._due(self._elastic.next_look)
             if wish != self._workers:
@@ -374,6 +428,52 @@ class Supervisor:
         """Bytes that a worker uses, on an average."""
         used = [memory(process.pid) for process in self._processes.values() if process.ready]
         return sum(used) // max(len(used), 1)
+
+    def _succeed(self) -> None:
+        """Take the next step of an upgrade, as the new one or as the old one."""
+        upgrade = self._upgrade
+        if self._due(upgrade.deadline):
+            upgrade.kill()
+        if self._stopping:
+            return
+        if upgrade.lost:
+            log.error("the supervisor that was to be replaced is gone: so this one ends too")
+            self._fail(EXIT_FAILED)
+        elif upgrade.leads and not self._leads:
+            self._leads = True
+            for process in self._processes.values():
+                process.record[SHARED] = 0
+            upgrade.lead([*self._groups, *self._management.groups])
+            self._management.start()
+            log.info("this supervisor leads")
+            config = self._config
+            least, most = upgrade.bounds  # as TTIN, TTOU and commands have made them
+            if (config.workers, config.most_workers) != upgrade.configured:
+                least, most = config.workers, config.most_workers
+            if not least == most == self._workers:
+                self.scale(least, most, "upgrade")
+        elif upgrade.ready:
+            self._management.leave()
+            upgrade.hand_over()
+            self._stop(GRACEFUL, f"the new supervisor (pid {upgrade.pid}) is ready: ")
+        elif upgrade.wanted and not upgrade.pid and not self._fading and len(self._slots) == self._workers:
+            try:
+                wills = [group.will([slot.listeners[at] for slot in self._slots]) for at, group in enumerate(self._groups)]
+                upgrade.spawn(wills, self._management.wills(), self._handover())
+                upgrade.deadline = self._now + self._config.boot_timeout
+            except OSError as error:
+                log.error(f"{upgrade.wanted}: no new supervisor can be started: {error}")
+                upgrade.wanted = ""
+
+    def _handover(self) -> dict[str, Any]:
+        """What a successor has to know of our workers."""
+        config, elastic = self._config, self._elastic
+        return {
+            "generation": self._generation,
+            "slots": len(self._slots),
+            "configured": (config.workers, config.most_workers),
+            "bounds": (elastic.least, elastic.most) if elastic else (self._workers, self._workers),
+        }
 
     def _resize(self) -> None:
         while len(self._slots) > self._workers:
@@ -458,6 +558,7 @@ class Supervisor:
             self._announced = complete
             generation = f" of generation {self._generation}" if self._generation > 1 else ""
             log.info(f"{self._workers} worker{'s' * (self._workers != 1)}{generation} ready")
+            self._upgrade.report()
 
     # Birth.
 
@@ -477,6 +578,7 @@ class Supervisor:
             record[SLOT] = slot.index
             record[GENERATION] = self._generation
             record[HEARTBEAT] = time.monotonic_ns()
+            record[SHARED] = self._upgrade.shared
             report, writer = os.pipe()
             undo.callback(os.close, report)
             undo.callback(os.close, writer)
@@ -520,6 +622,7 @@ class Supervisor:
         for process in self._processes.values():
             process.channel.close()
         self._management.disown()
+        self._upgrade.disown()
         sockets.close(self._groups, [other.listeners for other in (*self._slots, *self._fading) if other is not slot])
         record[PID] = os.getpid()
         os.environ["EPOLLARD_WORKER_ID"] = str(slot.index)
@@ -611,10 +714,11 @@ class Supervisor:
             if not pid:
                 return
             process = self._processes.pop(pid, None)
-            if process is None:  # an orphan that came to us because we are PID 1
+            code = os.waitstatus_to_exitcode(status)
+            if process is not None:
+                self._bury(process, code)
+            elif not self._upgrade.buried(pid, code):  # an orphan that came to us because we are PID 1
                 log.debug(f"reaped process {pid}, which is not ours")
-            else:
-                self._bury(process, os.waitstatus_to_exitcode(status))
 
     def _bury(self, process: Process, code: int) -> None:
         """Say why it died, and draw the consequence."""
@@ -674,7 +778,10 @@ class Supervisor:
     def _failed(self, slot: Slot) -> None:
         """An early death: the next attempt waits, or there is none."""
         slot.failures += 1
-        if not self._proven and slot.failures >= ATTEMPTS:
+        if not self._leads:
+            log.error(f"worker {slot.index} does not become ready")
+            self._fail(EXIT_FAILED)
+        elif not self._proven and slot.failures >= ATTEMPTS:
             log.error(f"no worker has become ready in {slot.failures} attempts")
             self._fail(EXIT_FAILED)
         elif slot.failures > 1:
@@ -685,7 +792,8 @@ class Supervisor:
     def _fail(self, status: int) -> None:
         if not self._stopping:
             self._status = status
-            self._stop(QUICK, "")
+            # Where we do not lead yet some workers may serve already.
+            self._stop(QUICK if self._leads else GRACEFUL, "")
 
     def _print_once(self, told: bytes) -> None:
         """A report that is not the same as the last one."""

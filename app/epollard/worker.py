@@ -311,6 +311,9 @@ class Worker:
 
     def _on_orphaned(self, events: int) -> None:
         """The supervisor is gone: what it does for a graceful stop is ours to do."""
+        if self._record[scoreboard.SHARED]:
+            self._drain("the supervisor is gone, and its predecessor goes on")
+            return
         self._loop.unwatch(self._lifeline)
         for listener in self._listeners:
             doors.shut(listener)

@@ -1,4 +1,4 @@
-"""TTIN, TTOU, USR1, USR2: what they do to a server that goes on serving."""
+"""TTIN, TTOU, USR1: what they do to a server that goes on serving."""
 
 import os
 import re
@@ -82,16 +82,6 @@ def test_usr1_shows_every_stack(start, threads):
     server.wait_log(r'worker\.py", line \d+ in run$', 2)
     for pid in workers:  # one after the other, each under its name
         assert re.search(rf"the stacks of worker \d \(pid {pid}\):\n(Thread|Current thread|Stack) ", server.log)
-    assert server.get("/").text == "hello"
-    assert server.workers() == workers
-
-
-def test_usr2_is_ignored(start):
-    """It belongs to a later version; now it says so and does no harm."""
-    server = start(CONTROL, workers=2)
-    workers = server.workers()
-    server.signal(signal.SIGUSR2)
-    server.wait_log("SIGUSR2: this version cannot")
     assert server.get("/").text == "hello"
     assert server.workers() == workers
 

@@ -1,0 +1,719 @@
+"""USR2: a new supervisor takes over without a gap; one that fails changes nothing; who started the first one sees no other."""
+
+import contextlib
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from harness import SCALE, SOURCE, TESTS, WAIT, Client, alive, children, session, wait_for
+from load import Load
+
+CONTROL = "apps.control:app"
+BOOTS = "apps.boots:app"
+
+
+def leader(server):
+    """The process of the supervisor that leads."""
+    return int((re.findall(r"supervisor\[(\d+)\]: this supervisor leads", server.log) or [server.pid])[-1])
+
+
+def workers(server):
+    """Those of the supervisor that leads."""
+    return children(leader(server))
+
+
+def upgrade(server):
+    """Upgrade, and wait until the old supervisor's workers are gone; the process of the new one."""
+    old, count = leader(server), server.log.count("this supervisor leads")
+    server.signal(signal.SIGUSR2)
+    server.wait_log("this supervisor leads", count + 1, 20 * SCALE)
+    server.wait_log(rf"supervisor\[{old}\]: stopped: .* answered, ", seconds=20 * SCALE)
+    assert leader(server) != old
+    return leader(server)
+
+
+def listening(port):
+    """Whether anybody listens on a port of this machine: proc_net_tcp(5), state 0A."""
+    with open("/proc/net/tcp", encoding="ascii") as file:
+        return any(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in map(str.split, file))
+
+
+def nothing_is_left(server):
+    """No process of it, and no listener."""
+    wait_for(lambda: not session(server.pid), lambda: f"{session(server.pid)}\n{server.log}")
+    assert not listening(server.port)
+
+
+@pytest.fixture
+def boots(tmp_path):
+    """The directory that tells the application how to boot, and what to answer."""
+    found = tmp_path / "boots"
+    found.mkdir()
+    return found
+
+
+@pytest.fixture
+def served(start, boots):
+    """`served(workers=2)`: a server of that application."""
+    return lambda **options: start(BOOTS, env={"BOOTS": str(boots)}, **options)
+
+
+@pytest.fixture
+def hanging(served, boots):
+    """`hanging(workers=2)`: a server with an upgrade under way, whose workers boot until there is no `hang` in `boots`."""
+
+    def hanging(**options):
+        server = served(**options)
+        (boots / "hang").touch()
+        server.signal(signal.SIGUSR2)
+        wait_for((boots / "hanging").exists)
+        return server
+
+    return hanging
+
+
+# What it is for.
+
+
+@pytest.mark.parametrize("app", ["apps.hello:app", "apps.hello_asgi:app"])
+def test_ten_upgrades_under_load_lose_nothing(start, app):
+    """Twenty clients ask all the while, half of them on connections that they keep: every request is answered."""
+    server = start(app, workers=3)
+    with Load(server.address) as load:
+        for _ in range(10):
+            upgrade(server)
+        before = load.count
+        wait_for(lambda: load.count > before + 100)
+    assert load.failures == []
+    assert len(workers(server)) == 3
+
+
+def test_new_code_is_served(served, boots):
+    """First by the old code, then by the new, and from then on by the new alone."""
+    server = served(workers=2)
+    (boots / "version").write_text("2")
+    server.signal(signal.SIGUSR2)
+    seen = []
+    wait_for(lambda: seen.append(server.get("/").text) or "stopped: " in server.log)
+    assert set(seen) <= {"1", "2"}
+    assert {server.get("/").text for _ in range(20)} == {"2"}
+    server.wait_log("2 workers of generation 2 ready")
+
+
+def test_a_new_version_of_the_server_itself(start, tmp_path):
+    """That is what sets an upgrade apart from a reload: supervisor and workers run what is on disk now."""
+    shutil.copytree(SOURCE, tmp_path / "app")
+    (tmp_path / "told.py").write_text(
+        "import epollard\n"
+        "def app(environ, start_response):\n"
+        "    start_response('200 OK', [('content-length', '5')])\n"
+        "    return [epollard.__version__.encode()]\n"
+    )
+    package = tmp_path / "app" / "epollard"
+    server = start("told:app", env={"PYTHONPATH": f"{tmp_path}/app:{tmp_path}"})
+    assert server.get("/").text == "0.1.0"
+    init = package / "__init__.py"
+    init.write_text(init.read_text().replace("0.1.0", "9.9.9"))
+    code = (package / "supervisor.py").read_text()
+    (package / "supervisor.py").write_text(code.replace("this supervisor leads", "new words: this supervisor leads"))
+    server.signal(signal.SIGUSR2)
+    server.wait_log("new words: this supervisor leads")
+    wait_for(lambda: server.get("/").text == "9.9.9")
+    server.wait_log("stopped: ")
+    assert {server.get("/").text for _ in range(10)} == {"9.9.9"}
+
+
+def test_code_behind_a_link_is_found_anew(start, tmp_path):
+    """Started in `current`, which then leads to another release: the new supervisor starts there, as the shell would."""
+    for release in "1", "2":
+        (tmp_path / release).mkdir()
+        (tmp_path / release / "told.py").write_text(
+            "def app(environ, start_response):\n"
+            f"    start_response('200 OK', [('content-length', '1')])\n    return [b'{release}']\n"
+        )
+    current = tmp_path / "current"
+    current.symlink_to("1")
+    script = 'cd "$1"; shift; exec "$@"'
+    server = start("told:app", launcher=["sh", "-c", script, "sh", str(current)])
+    assert server.get("/").text == "1"
+    current.unlink()
+    current.symlink_to("2")
+    upgrade(server)
+    assert server.get("/").text == "2"
+
+
+def test_the_old_worker_finishes_its_request(start, tmp_path):
+    """A request that is running is answered by the worker that has it, while the new supervisor's take all others."""
+    server = start(CONTROL)
+    (old,) = server.workers()
+    with server.connect() as client:
+        client.request(f"/until?{tmp_path}/go")
+        wait_for((tmp_path / "go.running").exists)
+        server.signal(signal.SIGUSR2)
+        server.wait_log("this supervisor leads")
+        wait_for(lambda: server.get("/env").text == "0 2")
+        assert alive(old)
+        (tmp_path / "go").touch()
+        assert client.response().text == "done"
+    server.wait_log(rf"worker 0 \(pid {old}\) exited with 0")
+
+
+def test_keep_alive_connections_are_told(start):
+    """An idle connection to an old worker is closed, without a reset; whoever comes again stays with a new one."""
+    server = start(CONTROL, workers=1)
+    with server.connect() as client:
+        client.get("/")
+        upgrade(server)
+        assert client.rest() == b""
+    with server.connect() as client:
+        assert client.get("/").header("connection") is None
+
+
+def test_connections_that_wait_are_answered(start):
+    """What stands in the queue of a stopped worker is served by the new supervisor's worker, on the same listener."""
+    server = start(CONTROL, workers=1)
+    (old,) = server.workers()
+    os.kill(old, signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()).request("/pid", close=True) for _ in range(20)]
+        server.signal(signal.SIGUSR2)
+        answered = {int(client.response().text) for client in clients}
+    assert old not in answered
+    os.kill(old, signal.SIGCONT)
+    server.wait_log("stopped: ")
+
+
+# What may change with it.
+
+
+@pytest.mark.parametrize("steer", ["on", "off"])
+def test_other_numbers_of_workers(start, tmp_path, steer):
+    """More and fewer, by the configuration, under load: listeners are joined and given up, and nobody is turned away."""
+    file = tmp_path / "it.toml"
+    file.write_text("workers = 2")
+    server = start(None, workers=[], config=file, steer=steer)
+    with Load(server.address, clients=10 if steer == "on" else 0, target="/hello") as load:
+        for count in 4, 1, 3:
+            file.write_text(f"workers = {count}")
+            upgrade(server)
+            wait_for(lambda count=count: len(workers(server)) == count, lambda: server.log)
+            assert server.get("/hello").status == 200
+    assert load.failures == []
+
+
+def test_what_ttin_has_made_of_the_number_stays(start):
+    """As with a reload: where the configuration still says what it said, so many workers as there are."""
+    server = start(workers=1)
+    server.signal(signal.SIGTTIN)
+    server.wait_log("2 workers ready")
+    upgrade(server)
+    assert len(workers(server)) == 2
+
+
+def test_other_addresses(start, tmp_path):
+    """One stays, one goes, one comes, also where the new one overlaps with an old one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    file = tmp_path / "it.toml"
+    file.write_text(f"bind = ['127.0.0.1:0', '127.0.0.1:{port}', 'unix:{tmp_path}/old']")
+    server = start("apps.hello:app", workers=[], bind=[], config=file, env={"WORKERS": "2"})
+    kept = server.address
+    file.write_text(f"bind = ['127.0.0.1:0', '0.0.0.0:{port}', 'unix:{tmp_path}/new']")
+    upgrade(server)
+    for address in kept, ("127.0.0.1", port), ("127.0.0.2", port), str(tmp_path / "new"):
+        with Client(address) as client:
+            assert client.get("/").text == "Hello, world!"
+    assert not (tmp_path / "old").exists()
+    file.write_text("bind = ['127.0.0.1:0']")
+    upgrade(server)
+    assert server.get("/").text == "Hello, world!"
+    assert not listening(port)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_unix_socket_stays_the_same(start, tmp_path):
+    """The same file before and after, and it is removed at the end."""
+    path = tmp_path / "it"
+    server = start("apps.hello:app", workers=2, bind=["127.0.0.1:0", f"unix:{path}"])
+    before = path.stat().st_ino
+    for _ in range(3):
+        upgrade(server)
+        assert path.stat().st_ino == before
+        with Client(str(path)) as client:
+            assert client.get("/").text == "Hello, world!"
+    server.stop()
+    assert not path.exists()
+
+
+def test_a_unix_socket_that_others_have_replaced_is_not_taken(start, tmp_path):
+    """Somebody listens at the path now: the upgrade fails as a start would, and the other's file stays."""
+    path = tmp_path / "it"
+    server = start("apps.hello:app", bind=["127.0.0.1:0", f"unix:{path}"])
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        fails(server, 1, "cannot listen on unix:.*: another server listens there")
+        assert stat.S_ISSOCK(path.stat().st_mode)
+        upgrade_after_failure = server.get("/").text
+    assert upgrade_after_failure == "Hello, world!"
+
+
+def test_backlog_and_steering(start, tmp_path):
+    """What a reload cannot change."""
+    file = tmp_path / "it.toml"
+    file.write_text("backlog = 100")
+    server = start(config=file, workers=2)
+    file.write_text("backlog = 50\nsteer = 'off'")
+    server.signal(signal.SIGHUP)
+    server.wait_log(r"SIGHUP: --steer has changed; that takes an upgrade \(SIGUSR2\)")
+    upgrade(server)
+    shown = subprocess.run(["ss", "-Hltn", f"sport = :{server.port}"], capture_output=True, text=True, check=True).stdout
+    assert [line.split()[2] for line in shown.splitlines()] == ["50", "50"]
+
+
+def test_the_management_address_answers_all_the_while(start):
+    """`epollardctl healthcheck` finds the server ready during five upgrades, and commands reach whoever leads."""
+    server = start(CONTROL, workers=2, admin="127.0.0.1:0")
+    stopped, answers = threading.Event(), Counter()
+
+    def ask():
+        while not stopped.is_set():
+            with contextlib.closing(http.client.HTTPConnection(*server.admin, timeout=WAIT)) as client:
+                try:
+                    client.request("GET", "/readyz")
+                    answers[client.getresponse().status] += 1
+                except OSError as error:
+                    answers[repr(error)] += 1
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for count in range(5):
+            assert ctl(server, "upgrade") == "a new supervisor is started from the code on disk\n"
+            server.wait_log("this supervisor leads", count + 1)
+            assert ctl(server, "healthcheck") == "ready\n"
+            server.wait_log("stopped: ", count + 1)
+            assert ctl(server, "scale", str(2 + count)) == f"{2 + count} workers wanted\n"
+            wait_for(lambda count=count: len(workers(server)) == 2 + count)
+    finally:
+        stopped.set()
+        asking.join()
+    assert set(answers) == {200}, answers
+    assert answers[200] > 20
+
+
+def ctl(server, *words):
+    host, port = server.admin
+    command = [sys.executable, "-m", "epollard.ctl", *words, "--admin", f"{host}:{port}"]
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE)}
+    return subprocess.run(command, capture_output=True, text=True, env=environ, check=True).stdout
+
+
+def test_another_management_address(start, tmp_path):
+    """A Unix socket in the place of a TCP address, then none: where nobody is to answer, nobody listens."""
+    file = tmp_path / "it.toml"
+    file.write_text("admin = '127.0.0.1:0'")
+    server = start(CONTROL, admin=[], config=file)
+    old = server.admin[1]
+    file.write_text(f"admin = 'unix:{tmp_path}/admin'")
+    upgrade(server)
+    with Client(str(tmp_path / "admin")) as client:
+        assert client.request("/livez", host="localhost").response().status == 200
+    assert not listening(old)
+    file.write_text("admin = 'off'")
+    upgrade(server)
+    assert not (tmp_path / "admin").exists()
+
+
+# Failures.
+
+
+def fails(server, status, words=""):
+    """Try to upgrade: the new supervisor ends with this status, and the old one goes on as if nothing had been."""
+    old, serving = leader(server), workers(server)
+    count = server.log.count("nothing is upgraded, this one goes on")
+    server.signal(signal.SIGUSR2)
+    server.wait_log(rf"the new supervisor \(pid \d+\) exited with {status}.*: nothing is upgraded, this one goes on", count + 1)
+    assert re.search(words, server.log), server.log
+    assert leader(server) == old
+    assert workers(server) == serving
+    for _ in range(5):
+        assert server.get("/").status == 200
+
+
+@pytest.mark.parametrize("how", ["raise", "exit", "hang"])
+def test_an_application_that_does_not_boot(served, boots, how):
+    """The import raises, ends the process, or never ends: the log says why. Mended, it is taken."""
+    server = served(workers=2, boot_timeout=2)
+    (boots / how).touch()
+    fails(
+        server,
+        *{
+            "raise": (3, r"\nRuntimeError: this application was told not to boot\n"),
+            "exit": (1, r"worker [01] does not become ready"),
+            "hang": (1, r"was killed by us because it was not ready after 2 s"),
+        }[how],
+    )
+    (boots / how).unlink()
+    (boots / "version").write_text("2")
+    upgrade(server)
+    assert server.get("/").text == "2"
+
+
+def test_one_worker_that_does_not_boot_is_enough(start, tmp_path):
+    """Those that are ready already finish what they have taken: under load, nothing is lost by an upgrade that fails."""
+    (tmp_path / "half.py").write_text(
+        "import os, pathlib\n"
+        "if os.environ['EPOLLARD_WORKER_ID'] == '1' and pathlib.Path(__file__).with_name('bad').exists():\n"
+        "    import time; time.sleep(0.3); raise RuntimeError('half')\n"
+        "from apps.hello import app\n"
+    )
+    server = start("half:app", workers=2, env={"PYTHONPATH": f"{SOURCE}:{TESTS}:{tmp_path}"})
+    (tmp_path / "bad").touch()
+    with Load(server.address, clients=10) as load:
+        for _ in range(3):
+            fails(server, 1, "RuntimeError: half")
+    assert load.failures == []
+
+
+def test_a_bad_configuration(start, tmp_path):
+    """Status 2 and the line that a start would end with."""
+    file = tmp_path / "it.toml"
+    file.write_text("workers = 2")
+    server = start(workers=[], config=file)
+    file.write_text("workers = 'many'")
+    fails(server, 2, r"workers: 'many' is not a number from 1 to 1024")
+    file.write_text("workers = 3")
+    upgrade(server)
+
+
+def test_an_address_that_is_taken(start, tmp_path):
+    """Status 1, and what had been bound before is free again."""
+    file = tmp_path / "it.toml"
+    file.write_text("bind = '127.0.0.1:0'")
+    server = start("apps.hello:app", bind=[], config=file)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        file.write_text(f"bind = ['127.0.0.1:0', 'unix:{tmp_path}/it', '127.0.0.1:{other.getsockname()[1]}']")
+        fails(server, 1, r"cannot listen on 127\.0\.0\.1:\d+: another server listens there")
+    assert not (tmp_path / "it").exists()
+
+
+def test_a_server_that_is_broken_on_disk(start, tmp_path):
+    """A half-written new version of epollard itself: the old one goes on with what it has in memory."""
+    shutil.copytree(SOURCE, tmp_path / "app")
+    server = start(CONTROL, env={"PYTHONPATH": f"{tmp_path}/app:{TESTS}"})
+    (tmp_path / "app" / "epollard" / "sockets.py").write_text('"""Half')
+    fails(server, 1, "SyntaxError")
+    server.signal(signal.SIGTTIN)
+    server.wait_log("2 workers ready")
+
+
+def test_a_version_that_knows_another_handover(start, tmp_path):
+    """It says so instead of guessing."""
+    shutil.copytree(SOURCE, tmp_path / "app")
+    server = start(CONTROL, env={"PYTHONPATH": f"{tmp_path}/app:{TESTS}"})
+    room = tmp_path / "app" / "epollard" / "upgrade.py"
+    room.write_text(room.read_text().replace("FORMAT: Final = 1 ", "FORMAT: Final = 7 "))
+    fails(server, 1, "EPOLLARD_HANDOVER: this version cannot take over from the one that is running")
+
+
+def test_a_directory_that_is_gone(start, tmp_path):
+    """There is nothing to start from: it says so, and another try may succeed."""
+    home = tmp_path / "home"
+    home.mkdir()
+    server = start("apps.hello:app", launcher=["sh", "-c", 'cd "$1"; shift; exec "$@"', "sh", str(home)])
+    home.rename(tmp_path / "moved")
+    server.signal(signal.SIGUSR2)
+    server.wait_log("SIGUSR2: no new supervisor can be started: .*No such file or directory")
+    assert server.get("/").text == "Hello, world!"
+    home.mkdir()
+    upgrade(server)
+
+
+def test_a_successor_that_is_killed(hanging, boots):
+    """From outside, while its workers boot: the old one goes on, and steers and scales as before."""
+    server = hanging(workers=2)
+    (new,) = set(children(server.pid)) - set(server.workers()[:2])
+    os.kill(new, signal.SIGKILL)
+    server.wait_log(rf"the new supervisor \(pid {new}\) was killed by signal 9: nothing is upgraded, this one goes on")
+    (boots / "hang").unlink()
+    wait_for(lambda: len(session(server.pid)) == 3)
+    server.signal(signal.SIGTTIN)
+    server.wait_log("3 workers ready")
+    assert {server.get("/").text for _ in range(20)} == {"1"}
+    upgrade(server)
+
+
+def test_a_successor_that_says_nothing(start, tmp_path):
+    """It hangs before it has read its configuration: the boot deadline holds for it too."""
+    shutil.copytree(SOURCE, tmp_path / "app")
+    server = start(CONTROL, boot_timeout=1, env={"PYTHONPATH": f"{tmp_path}/app:{TESTS}"})
+    (tmp_path / "app" / "epollard" / "cli.py").write_text('"""Hangs."""\nimport time\ntime.sleep(600)\n')
+    server.signal(signal.SIGUSR2)
+    server.wait_log(r"the new supervisor \(pid \d+\) has not begun in time: it is killed")
+    server.wait_log("was killed by signal 9: nothing is upgraded, this one goes on")
+    assert server.get("/").text == "hello"
+
+
+# While it is under way.
+
+
+def test_the_wish_stays_as_it_is(hanging, boots):
+    """A second USR2, HUP, TTIN and TTOU are refused with a line, by the old one and by the new one."""
+    server = hanging(workers=2)
+    new = server.workers()[2]
+    for number in signal.SIGUSR2, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU:
+        server.signal(number)
+        server.wait_log(f"{signal.Signals(number).name}: an upgrade is under way; ignored")
+        os.kill(new, number)
+        server.wait_log(f"{signal.Signals(number).name}: this supervisor does not lead yet; ignored")
+    (boots / "hang").unlink()
+    server.wait_log("this supervisor leads")
+    assert leader(server) == new
+    assert len(workers(server)) == 2
+
+
+def test_a_worker_that_dies_meanwhile_is_replaced(start, tmp_path):
+    """The old supervisor supervises until it is replaced."""
+    file = tmp_path / "it.toml"
+    file.write_text("app = 'apps.hello:app'")
+    boots = tmp_path / "boots"
+    boots.mkdir()
+    server = start(None, config=file, env={"BOOTS": str(boots)})
+    (old,) = server.workers()
+    (boots / "hang").touch()
+    file.write_text(f"app = '{BOOTS}'")
+    server.signal(signal.SIGUSR2)
+    wait_for((boots / "hanging").exists)
+    os.kill(old, signal.SIGKILL)
+    server.wait_log(r"worker 0 \(pid \d+\) is ready")
+    assert server.get("/").text == "Hello, world!"
+    (boots / "hang").unlink()
+    server.wait_log("stopped: ")
+    assert server.get("/").text == "1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_is_one_for_both(hanging, number):
+    """TERM and INT end the old one and the new one, with 0, though its workers never boot."""
+    server = hanging(workers=2)
+    server.signal(number)
+    assert server.ended() == 0
+    nothing_is_left(server)
+    assert "goes on" not in server.log
+
+
+def test_a_killed_supervisor_takes_its_successor_with_it(hanging, boots):
+    """Whoever kills it wants it gone, and may start another: the new one does not take the lead behind his back."""
+    server = hanging(workers=2)
+    server.process.kill()
+    server.ended()
+    (boots / "hang").unlink()
+    server.wait_log("the supervisor that was to be replaced is gone: so this one ends too")
+    nothing_is_left(server)
+
+
+def test_an_upgrade_before_anything_is_ready_is_ignored(served, start, boots):
+    """What boots boots from the newest code anyway."""
+    (boots / "hang").touch()
+    server = start(BOOTS, env={"BOOTS": str(boots)}, wait=False)
+    wait_for((boots / "hanging").exists)
+    server.signal(signal.SIGUSR2)
+    server.wait_log("SIGUSR2: no worker has been ready yet; ignored")
+    (boots / "hang").unlink()
+    server.started()
+
+
+# Afterwards: the first one stays, as a stump.
+
+
+def test_signals_reach_whoever_leads(start):
+    """TTIN, TTOU, HUP and USR1 to the process that was started first do what they did, after one upgrade and after two."""
+    server = start(CONTROL, workers=1)
+    for generation in 2, 4:
+        upgrade(server)
+        server.signal(signal.SIGTTIN)
+        wait_for(lambda: len(workers(server)) == 2)
+        server.signal(signal.SIGTTOU)
+        wait_for(lambda: len(workers(server)) == 1)
+        server.signal(signal.SIGHUP)
+        server.wait_log(f"1 worker of generation {generation + 1} ready")
+        server.signal(signal.SIGUSR1)
+        server.wait_log(rf"supervisor\[{leader(server)}\]: SIGUSR1: the supervisor's stack stands above")
+
+
+def test_a_term_to_all_is_one_term(start, tmp_path):
+    """A service manager may send it to every process: the stump passes it on, and that is not a second one."""
+    server = start(CONTROL)
+    upgrade(server)
+    with server.connect() as client:
+        client.request(f"/until?{tmp_path}/go")
+        wait_for((tmp_path / "go.running").exists)
+        for pid in session(server.pid):
+            os.kill(pid, signal.SIGTERM)
+        server.wait_log(r"SIGTERM: stopping; what has begun")
+        wait_for(lambda: not listening(server.port))
+        (tmp_path / "go").touch()
+        assert client.response().text == "done"
+    assert server.ended() == 0
+
+
+def test_a_second_term_makes_it_quick(start, tmp_path):
+    """Through the stump as well."""
+    server = start(CONTROL)
+    upgrade(server)
+    with server.connect() as client:
+        client.request(f"/until?{tmp_path}/go")
+        wait_for((tmp_path / "go.running").exists)
+        server.signal(signal.SIGTERM)
+        server.wait_log("SIGTERM: stopping; what has begun")
+        server.signal(signal.SIGTERM)
+        server.wait_log("SIGTERM: stopping at once")
+        assert server.ended() == 0
+    (tmp_path / "go").touch()
+
+
+def test_a_stop_while_the_old_one_drains(start, tmp_path):
+    """TERM right after an upgrade: what the old worker has begun is finished all the same."""
+    server = start(CONTROL)
+    with server.connect() as client:
+        client.request(f"/until?{tmp_path}/go")
+        wait_for((tmp_path / "go.running").exists)
+        server.signal(signal.SIGUSR2)
+        server.wait_log("this supervisor leads")
+        server.signal(signal.SIGTERM)
+        server.wait_log("SIGTERM: stopping; what has begun")
+        wait_for(lambda: not listening(server.port))
+        (tmp_path / "go").touch()
+        assert client.response().text == "done"
+    assert server.ended() == 0
+
+
+def test_the_stump_ends_as_the_last_one_ended(start):
+    """A supervisor that dies is not an orderly end: its workers drain, the status is 1, nothing is left."""
+    server = start(CONTROL, workers=2)
+    upgrade(server)
+    os.kill(upgrade(server), signal.SIGKILL)
+    assert server.ended() == 1
+    nothing_is_left(server)
+
+
+def test_a_killed_stump_ends_everything(start, tmp_path):
+    """Who started us sees its end: workers finish what they have begun, then there is no process and no listener left."""
+    server = start(CONTROL, workers=2)
+    upgrade(server)
+    with server.connect() as client:
+        client.request(f"/until?{tmp_path}/go")
+        wait_for((tmp_path / "go.running").exists)
+        server.process.kill()
+        server.ended()
+        wait_for(lambda: not listening(server.port))
+        (tmp_path / "go").touch()
+        assert client.response().text == "done"
+    nothing_is_left(server)
+
+
+def test_generations_leave_nothing_behind(start):
+    """After three upgrades there are the stump, the supervisor and its worker; none holds descriptors of others."""
+    server = start(CONTROL)
+    upgrade(server)
+    counts = [descriptors(leader(server))]
+    for _ in range(2):
+        upgrade(server)
+        counts.append(descriptors(leader(server)))
+    assert len(set(counts)) == 1, counts
+    wait_for(lambda: len(session(server.pid)) == 3)
+    assert not [pid for pid in session(server.pid) if "EPOLLARD_HANDOVER" in server.get("/env").text]
+    listeners = {link for link in links(leader(server)) if link in listening_inodes()}
+    assert len(listeners) == 1
+    assert not listeners & set(links(server.pid))
+
+
+def descriptors(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def links(pid):
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
+
+
+def listening_inodes():
+    with open("/proc/net/tcp", encoding="ascii") as file:
+        return {f"socket:[{row[9]}]" for row in map(str.split, file) if row[3] == "0A"}
+
+
+# As PID 1.
+
+UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--"]
+
+
+def can_unshare():
+    """Whether a process number space can be made here."""
+    return shutil.which("unshare") and not subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode
+
+
+@pytest.mark.skipif(not can_unshare(), reason="a PID namespace takes privileges that we lack (unshare(1))")
+def test_as_pid_1(start, tmp_path):
+    """A container is its PID 1: that process stays, reaps orphans, passes signals on, and ends with 0, upgraded twice."""
+    server = start(CONTROL, launcher=UNSHARE, workers=2)
+    (first,) = children(server.pid)
+    assert Path(f"/proc/{first}/status").read_text().split("NSpid:")[1].splitlines()[0].split()[-1] == "1"
+    new = 0
+    for count in 1, 2:
+        os.kill(first, signal.SIGUSR2)
+        server.wait_log("this supervisor leads", count)
+        server.wait_log("stopped: ", count)
+        new = successor(first, new)
+        assert len(children(new)) == 2
+        assert server.get("/env").text.endswith(f" {count + 1}")
+    server.get(f"/orphan?{tmp_path}/go")
+    wait_for(lambda: len(children(first)) == 2)
+    (tmp_path / "go").touch()
+    wait_for(lambda: children(first) == [new])
+    assert not [pid for pid in os.listdir(f"/proc/{first}/root/proc") if pid.isdigit() and not alive_in(first, pid)]
+    os.kill(first, signal.SIGTERM)
+    assert server.ended() == 0
+    assert not listening(server.port)
+
+
+def successor(first, old):
+    """The one child of PID 1, once it is another than the old one."""
+    return wait_for(lambda: (found := children(first)) and len(found) == 1 and found != [old] and found[0])
+
+
+def alive_in(first, pid):
+    """Whether a process of that number space is none that waits to be reaped."""
+    with contextlib.suppress(OSError):
+        return ") Z " not in Path(f"/proc/{first}/root/proc/{pid}/stat").read_text()
+    return True
+
+
+@pytest.mark.skipif(not can_unshare(), reason="a PID namespace takes privileges that we lack (unshare(1))")
+def test_pid_1_goes_when_its_successor_dies(start):
+    """The container ends with 1, so that whoever watches it starts another."""
+    server = start(CONTROL, launcher=UNSHARE)
+    (first,) = children(server.pid)
+    os.kill(first, signal.SIGUSR2)
+    server.wait_log("stopped: ")
+    new = successor(first, 0)
+    os.kill(new, signal.SIGKILL)
+    assert server.ended() == 1
