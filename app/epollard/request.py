@@ -121,10 +121,13 @@ class Fields:
         return list(zip(self.shape.names, self.values, strict=True))
 
 
+NO_REPLY: Final = ("", None, None)
+
+
 class Request:
     """A head, and how many bytes it has. Shared by all requests with the same bytes, so never changed."""
 
-    __slots__ = ("fields", "form", "kept", "line", "plain", "size")
+    __slots__ = ("fields", "form", "kept", "line", "plain", "reply", "size")
 
     def __init__(self, line: Line, fields: Fields, size: int) -> None:
         self.line = line
@@ -132,6 +135,7 @@ class Request:
         self.size = size
         self.plain = fields.version == "1.1" and line.method != "HEAD"  # its answer needs no second look
         self.kept = False  # it is remembered, so what is made of it is worth keeping
+        self.reply: tuple[str, Any, Any] = NO_REPLY  # its last status and headers, and what they were judged to be
         self.form: Any = None  # what an application interface made of it
 
 

@@ -84,10 +84,16 @@ class Exchange:
                 exc_info = None
         elif self.head is not None:
             raise AssertionError("start_response was called before, and no exc_info is given")
+        said, fields, head = self.request.reply
+        if headers == fields and status == said:  # as to the same request before
+            self.head = head
+            return self.write
         try:
             self.head = KNOWN_HEADS[(status, *headers)]
         except (KeyError, TypeError):
             self.head = response.head(status, headers)
+        if self.request.kept and type(headers) is list:
+            self.request.reply = status, list(headers), self.head
         return self.write
 
     def write(self, data: bytes) -> None:

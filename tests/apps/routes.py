@@ -56,6 +56,19 @@ def pid(environ, start_response):
     return [str(os.getpid()).encode()]
 
 
+SAME = [TEXT, ("X-Turn", "0")]
+
+
+@route
+def changing(environ, start_response):
+    """One list of headers, which is another one in each turn, and a bad one in every fifth; in every third another status."""
+    turn = SAME.pop()[1]
+    number = int(turn.split()[0]) + 1
+    SAME.append(("X-Turn", f"{number}" if number % 5 else f"{number} \n"))
+    start_response("203 So" if number % 3 == 0 else "200 OK", SAME)
+    return [turn.split()[0].encode()]
+
+
 @route
 def target(environ, start_response):
     """What was asked for, so that a test sees which answer is which."""

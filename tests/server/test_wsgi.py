@@ -205,6 +205,18 @@ def test_pieces_of_a_list_have_one_length(server):
         assert (answer.body, answer.header("content-length")) == (b"onetwothree", "11")
 
 
+def test_what_was_answered_before_is_not_answered_again(serve):
+    """The same request, and an application that gives the same list with other content: what it says now is judged and sent."""
+    server = serve(APP, own=True)
+    with server.connect() as client:
+        for turn in range(1, 30):
+            answer = client.get("/changing")
+            if turn % 5 == 0:
+                assert answer.status == 500
+            else:
+                assert (answer.status, answer.header("x-turn")) == (200 if turn % 3 else 203, str(turn))
+
+
 def test_write_before_a_file(server, tmp_path):
     """One head, then what was written, then the file."""
     path = tmp_path / "file"
