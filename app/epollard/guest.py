@@ -30,6 +30,7 @@ HELD: Final = 0.25
 LOOK: Final = 0.1
 # Seconds that an application has to end what it does for a client that the server has sent away.
 DISMISSED: Final = 1.0
+TOLD: Final = 100  # calls whose place is told, as faulthandler does with threads
 CANCELLED: Final = 1.0  # ... and what is left at the very end
 
 
@@ -65,6 +66,7 @@ class Guest:
         """End `run`: what still runs is cancelled."""
         self.stopping = True
         self._stop.set()
+        self.loop.wake()  # who asks may do so just before the loop waits
 
     @property
     def idle(self) -> bool:
@@ -91,6 +93,16 @@ class Guest:
                 continue
             if call.task is not None:
                 self.aio.call_later(DISMISSED, call.task.cancel)
+
+    def tell(self) -> None:
+        """Where each call waits goes to the log: no thread's stack shows it."""
+        for call in [*self._calls][:TOLD]:
+            if call.task is not None:
+                line = call.request.line
+                places = "".join(_places(call.task.get_coro()))
+                log.block(f"{line.method} {line.target} of {call.connection.name()} waits (most recent call first)", places)
+        if len(self._calls) > TOLD:
+            log.info(f"and {len(self._calls) - TOLD} more calls")
 
     async def _serve(self, ready: Callable[[], object]) -> None:
         lifespan = Lifespan(self._app)
@@ -219,6 +231,21 @@ class Guest:
             places = traceback.extract_stack(stack)[:-4:-1] if stack else []
             where = ", called by ".join(f"{os.path.basename(f.filename)}:{f.lineno} ({f.name})" for f in places)
             log.warning(f"the event loop is held for over {HELD * 1000:.0f} ms, and everybody waits: {log.escape(where)}")
+
+
+def _places(awaited: Any) -> list[str]:
+    """The frames of a coroutine and of what it awaits, the last first, as faulthandler writes those of threads."""
+    places: list[str] = []
+    while awaited is not None:
+        frame = _first(awaited, "cr_frame", "gi_frame", "ag_frame")
+        if frame is not None:
+            places.insert(0, f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}\n')
+        awaited = _first(awaited, "cr_await", "gi_yieldfrom", "ag_await")
+    return places
+
+
+def _first(found: Any, *names: str) -> Any:
+    return next((getattr(found, name) for name in names if hasattr(found, name)), None)
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:

@@ -49,6 +49,11 @@ def error(text: str) -> None:
     _write("error", text)
 
 
+def block(text: str, lines: str) -> None:
+    """One line, then a block of them as it is, in one write."""
+    _write("info", text, lines)
+
+
 def exception(text: str, error: BaseException) -> None:
     """One line that says what failed, then the traceback as it is, in one write."""
     _write("error", text, "".join(traceback.format_exception(error)))

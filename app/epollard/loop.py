@@ -93,7 +93,7 @@ class Loop(selectors.BaseSelector):
         if wait <= 0:
             self._next_tick = now + TICK
             self.on_tick()
-            wait = TICK
+            wait = 0  # what that has set going among a guest's tasks is not to wait for an event
         if timeout is not None and timeout < wait:
             wait = max(timeout, 0)
         if self._posted:

@@ -98,7 +98,7 @@ class Worker:
             os.close(self._report)
             return EXIT_LOAD
         # At its end the interpreter takes our handlers away, and a second SIGTERM would look like a violent death.
-        for number in (signal.SIGTERM, signal.SIGQUIT):
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         return 0
 
@@ -164,6 +164,9 @@ class Worker:
         if isinstance(self._interface, Guest):  # asyncio has such a pair of sockets itself
             for number in (signal.SIGTERM, signal.SIGQUIT):
                 self._interface.aio.add_signal_handler(number, self._on_signal, number)
+            self._interface.aio.add_signal_handler(signal.SIGUSR1, self._interface.tell)
+            faulthandler.unregister(signal.SIGUSR1)  # asyncio has taken its place; now it comes first again
+            faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=True)
             return
         self._signals, writer = socket.socketpair()
         for end in (self._signals, writer):

@@ -104,7 +104,7 @@ async def vandal(call):
 @route
 async def echo(call):
     """Each piece of the body as soon as it is there."""
-    await call.start(TEXT)
+    await call.start(TEXT)  # which is sent with the first piece
     more = True
     while more:
         message = await call.receive()

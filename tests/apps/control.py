@@ -1,5 +1,6 @@
 """Does to its worker what a test asks for: dies, hangs, waits, leaves orphans."""
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -12,6 +13,26 @@ def app(environ, start_response):
     body = str(act(environ["QUERY_STRING"])).encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
+
+
+async def asgi(scope, receive, send):
+    """The same as ASGI. There are no threads: what waits lets the others go on."""
+    if scope["type"] != "http":
+        raise RuntimeError("no lifespan")
+    query = scope["query_string"].decode()
+    if scope["path"] == "/until":
+        body = await until_asgi(query)
+    else:
+        body = str(ACTS.get(scope["path"], hello)(query)).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def until_asgi(path):
+    open(path + ".running", "w").close()
+    while not os.path.exists(path):
+        await asyncio.sleep(0.005)
+    return b"done"
 
 
 def hello(_):

@@ -304,6 +304,17 @@ def test_who_returns_because_the_client_left_is_not_to_blame(serve, log):
     assert "error" not in server.log
 
 
+def test_a_body_that_stalls_is_told_when_its_client_is(serve, log):
+    """The deadline ends the request; `receive` says so at once, though nothing else happens on this server."""
+    server = serve(APP, own=True, body_timeout=1)
+    with server.connect() as client:
+        client.send(f"POST /echo?log={log} HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n".encode())
+        assert client.response().status == 408
+        told = time.monotonic()
+        assert log.wait(1) == ["http.disconnect"]
+        assert time.monotonic() - told < 0.3 * SCALE
+
+
 def test_disconnect_after_the_answer(server, log):
     """The answer is whole, so `receive` has nothing else to say; the connection goes on meanwhile."""
     with server.connect() as client:

@@ -1,5 +1,6 @@
 """asyncio as a guest on the worker's epoll: all of it works, beside the server's own connections, and who holds it is named."""
 
+import re
 import signal
 import time
 
@@ -96,6 +97,20 @@ def test_who_holds_the_loop_is_named(serve):
         assert client.get("/block").text == "held"
     server.wait_log("the event loop is held for over 250 ms", 2)
     assert server.log.count("the event loop is held for over 250 ms") == 2
+
+
+def test_where_calls_wait_is_told(serve):
+    """USR1: a thread's stack says nothing of coroutines, so each call says where it waits, and for what."""
+    server = serve(APP, own=True)
+    with server.connect() as client:
+        client.request("/executor?seconds=1")
+        server.get("/hello")
+        server.signal(signal.SIGUSR1)
+        match = server.wait_log(r"GET /executor\?seconds=1 of 127\.0\.0\.1:\d+ waits .*\n(  File .*\n)+")
+        assert re.search(r'guests\.py", line \d+ in executor\n(.*\n)*.*guests\.py", line \d+ in app\n', match[0])
+        server.wait_log(r"Current thread .*\n(  File .*\n)*.*in run_until_complete\n")
+        assert client.response().text == "True"
+    assert len(server.workers()) == 1
 
 
 def test_who_waits_is_not_named(server):
