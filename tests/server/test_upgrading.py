@@ -221,6 +221,18 @@ def test_what_ttin_has_made_of_the_number_stays(start):
     assert len(workers(server)) == 2
 
 
+def test_elastic_bounds(start):
+    """They are the new supervisor's as well, and so is a number that took their place."""
+    server = start(workers="1..3")
+    upgrade(server)
+    server.wait_log("upgrade: 1 to 3 workers wanted")
+    server.signal(signal.SIGTTIN)
+    wait_for(lambda: len(workers(server)) == 2)
+    upgrade(server)
+    assert len(workers(server)) == 2
+    assert server.log.count("1 to 3 workers wanted") == 1
+
+
 def test_other_addresses(start, tmp_path):
     """One stays, one goes, one comes, also where the new one overlaps with an old one."""
     with socket.socket() as free:
@@ -374,19 +386,38 @@ def test_an_application_that_does_not_boot(served, boots, how):
 
 
 def test_one_worker_that_does_not_boot_is_enough(start, tmp_path):
-    """Those that are ready already finish what they have taken: under load, nothing is lost by an upgrade that fails."""
+    """Those that are ready already finish what they have taken: nothing is lost by an upgrade that fails half-way."""
     (tmp_path / "half.py").write_text(
-        "import os, pathlib\n"
-        "if os.environ['EPOLLARD_WORKER_ID'] == '1' and pathlib.Path(__file__).with_name('bad').exists():\n"
-        "    import time; time.sleep(0.3); raise RuntimeError('half')\n"
-        "from apps.hello import app\n"
+        "import os, pathlib, time\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "if os.environ['EPOLLARD_WORKER_ID'] == '1' and (here / 'bad').exists():\n"
+        "    while (here / 'bad').exists():\n"
+        "        time.sleep(0.005)\n"
+        "    raise RuntimeError('half')\n"
+        "from apps.control import app\n"
     )
     server = start("half:app", workers=2, env={"PYTHONPATH": f"{SOURCE}:{TESTS}:{tmp_path}"})
+    old = server.workers()
     (tmp_path / "bad").touch()
-    with Load(server.address, clients=10) as load:
-        for _ in range(3):
-            fails(server, 1, "RuntimeError: half")
-    assert load.failures == []
+    server.signal(signal.SIGUSR2)
+    with wait_for(lambda: served_by(server, "0 2")) as client:
+        client.request(f"/until?{tmp_path}/go")
+        wait_for((tmp_path / "go.running").exists)
+        (tmp_path / "bad").unlink()
+        server.wait_log("RuntimeError: half")
+        server.wait_log("worker 1 does not become ready")
+        (tmp_path / "go").touch()
+        assert client.response().text == "done"
+    server.wait_log("nothing is upgraded, this one goes on")
+    assert server.workers() == old
+
+
+def served_by(server, who):
+    """A client of that slot and generation, if the next connection comes to it."""
+    client = server.connect()
+    if client.get("/env").text == who:
+        return client
+    return client.close()
 
 
 def test_a_bad_configuration(start, tmp_path):
@@ -453,9 +484,10 @@ def test_a_successor_that_is_killed(hanging, boots):
     server.wait_log(rf"the new supervisor \(pid {new}\) was killed by signal 9: nothing is upgraded, this one goes on")
     (boots / "hang").unlink()
     wait_for(lambda: len(session(server.pid)) == 3)
+    # Its orphaned workers have not shut the doors behind them, which are ours.
+    assert {server.get("/").text for _ in range(20)} == {"1"}
     server.signal(signal.SIGTTIN)
     server.wait_log("3 workers ready")
-    assert {server.get("/").text for _ in range(20)} == {"1"}
     upgrade(server)
 
 
