@@ -208,7 +208,7 @@ def test_a_body_that_nobody_receives_is_not_read(serve, tmp_path, chunked):
         gate.wait()
         client.socket.setblocking(False)
         sent = 0
-        while select.select([], [client.socket], [], 0.3 * SCALE)[1]:
+        while sent < size and select.select([], [client.socket], [], 0.3 * SCALE)[1]:
             sent += client.socket.send(data[sent : sent + 65536])
         assert sent < size // 2
         assert int(server.get("/memory").text) - before < 8 * 1024
