@@ -19,6 +19,7 @@ class World:
         self.now = 1000.0
         self.history = [self.workers]
         self.why = ""
+        self.told = 0
         self._due = []
 
     def run(self, seconds, load):
@@ -35,8 +36,10 @@ class World:
             elif wish < self.workers:
                 self.ready = min(self.ready, wish)
                 self._due = []
-            if wish != self.workers:
+            assert why or wish == self.workers  # no change without a reason
+            if why:
                 self.why = why
+                self.told += 1
             self.workers = wish
             self.history.append(wish)
         return self
@@ -133,6 +136,14 @@ def test_the_reason_is_told():
     """It names what was measured, and memory where that was what decided."""
     assert World(most=2).run(10, 100).why == "1 of 1 workers ready, 100% busy"
     assert World(least=2, room=170 * MIB).run(10, 100).why == "2 of 2 workers ready, 100% busy; memory is left for 1 more"
+
+
+def test_that_memory_is_the_bound_is_told_once():
+    """Load for more, and no room: it is said, and not said again every second."""
+    world = World(least=2, room=110 * MIB).run(60, 100)
+    assert world.workers == 2
+    assert world.why == "2 of 2 workers ready, 100% busy; memory is left for 0 more"
+    assert world.told == 1
 
 
 def test_where_memory_runs_short_one_goes_at_a_time():

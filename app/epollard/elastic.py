@@ -31,13 +31,14 @@ class Elastic:
         self.most = most
         self.next_look = 0.0
         self._needs: deque[tuple[float, int]] = deque()  # when, how many
-        self._relieved = -math.inf  # when memory was last short
+        self._relieved = -math.inf  # when memory was last so short that one had to go
+        self._short = False  # there is none for another
 
     def __str__(self) -> str:
         return f"{self.least} to {self.most}"
 
     def look(self, facts: Facts, room: Callable[[], int | None], each: Callable[[], int]) -> tuple[int, str]:
-        """How many workers to want from now on, and why.
+        """How many workers to want from now on, and why, where that is to be said.
 
         `room` is how many bytes of memory may yet be used, negative where too much is used already, None where nobody sets a
         limit; `each` how many a worker uses. They are asked where it matters.
@@ -52,20 +53,20 @@ class Elastic:
         """As `look`: there are `workers`, of which some are `ready`, and these are `busy` so much of the time."""
         wanted = min(max(self._by_work(now, workers, math.ceil(ready * busy / TARGET - TOLERANCE)), self.least), self.most)
         why = f"{ready} of {workers} workers ready, {busy:.0%} busy"
-        if wanted < workers or workers == wanted == self.least:
-            return wanted, why
-        left = room()
+        was_short, self._short = self._short, False
+        left = room() if wanted > workers or workers == wanted > self.least else None
         if left is None:
-            return wanted, why
+            return wanted, why if wanted != workers else ""
         if left < 0 and workers > self.least:
             if now - self._relieved < RELIEF:
-                return workers, why
+                return workers, ""
             self._relieved = now
             return workers - 1, "memory is short"
-        fit = left // max(each(), LEAST_SIZE) if wanted > workers and now - self._relieved >= SHRINK_AFTER else 0
+        fit = max(left, 0) // max(each(), LEAST_SIZE) if wanted > workers and now - self._relieved >= SHRINK_AFTER else 0
         if workers + fit >= wanted:
-            return wanted, why
-        return workers + max(fit, 0), f"{why}; memory is left for {max(fit, 0)} more"
+            return wanted, why if wanted != workers else ""
+        self._short = True
+        return workers + fit, f"{why}; memory is left for {fit} more" if fit or not was_short else ""
 
     def _by_work(self, now: float, workers: int, need: int) -> int:
         needs = self._needs

@@ -420,8 +420,8 @@ class Supervisor:
         if self._elastic and not self._upgrade.under_way and self._due(self._elastic.next_look):
             wish, why = self._elastic.look(self.facts(), cgroup.memory_room, self._memory)
             self._due(self._elastic.next_look)
-            if wish != self._workers:
-                self._workers = wish
+            self._workers = wish
+            if why:
                 log.info(f"{why}: {wish} workers wanted")
 
     def _memory(self) -> int:

@@ -370,6 +370,7 @@ def test_silent_and_slow_clients_hold_up_nobody(managed):
         asked = time.monotonic()
         assert ask(managed).status == 200
         assert time.monotonic() - asked < WAIT / 4
+        assert len(os.listdir(f"/proc/{managed.pid}/fd")) < 150  # they have no claim on the supervisor's descriptors
         os.kill(managed.workers()[0], signal.SIGKILL)
         managed.wait_log("is ready")
         assert len(wait_for(lambda: len(found := managed.workers()) == 2 and found)) == 2
@@ -430,17 +431,20 @@ def test_clients_that_reset_harm_nothing(managed):
     assert "Traceback" not in managed.log
 
 
-def test_workers_hold_nothing_of_it(managed):
-    """A worker that is forked while clients are connected keeps neither them nor the listener."""
-    with Client(managed.admin) as client:
+def test_workers_hold_nothing_of_it(start, tmp_path):
+    """A worker that is forked while clients are connected keeps neither them nor the listener, not even while it boots."""
+    server = start(BOOTS, admin=ANY, env={"BOOTS": str(tmp_path)})
+    (tmp_path / "hang").touch()
+    with Client(server.admin) as client:
         client.send(b"GET /livez HTTP/1.1\r\nHost: ")
-        managed.signal(signal.SIGTTIN)
-        managed.wait_log("3 workers ready")
-        port = managed.admin[1]
-        for pid in managed.workers():
+        server.signal(signal.SIGTTIN)
+        wait_for((tmp_path / "hanging").exists)
+        port = server.admin[1]
+        for pid in server.workers():
             assert port not in {local for local, _ in sockets_of(pid)}
-        assert port in {local for local, _ in sockets_of(managed.pid)}
+        assert port in {local for local, _ in sockets_of(server.pid)}
         assert client.send(b"localhost\r\n\r\n").response().status == 200
+    (tmp_path / "hang").unlink()
 
 
 def sockets_of(pid):
