@@ -149,6 +149,8 @@ def test_haproxy_ends_a_connection_before_we_do() -> None:
 
 def test_nobody_loses_patience_with_a_start_before_the_server_does() -> None:
     """Whoever waits for a first sign of health waits longer than the boot timeout, after which the server says what hangs."""
+    (period,) = re.findall(r"^HEALTHCHECK .*--start-period=(\S+)", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    assert seconds(period) > DEPLOYED["Compose"].config.boot_timeout
     health = read("docker/swarm/stack.yaml")["services"]["web"]["healthcheck"]
     assert seconds(health["start_period"]) > DEPLOYED["Swarm"].config.boot_timeout
     probe = WEB["startupProbe"]
