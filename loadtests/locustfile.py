@@ -6,7 +6,8 @@ distributed:
     locust -f loadtests/locustfile.py --host http://localhost:8000 [--headless --users 50 --spawn-rate 25 --run-time 60s]
 
 With `LOCUST_STEPS=20,40,80` in the environment the number of users climbs these steps, each `LOCUST_STEP_TIME` seconds
-long (30).
+long (30). With `LOCUST_CHAOS=80` it jumps, each time so many seconds (5), to any number from ten to that, for
+`LOCUST_CHAOS_TIME` seconds (60): those who go leave in the middle of whatever they were doing.
 
 `FastHttpUser` repeats a GET, as browsers do (RFC 9110, 9.2.2), when a kept connection was closed before any byte of the
 answer. A POST is never repeated, nor is anything that `OneShot` sends: what a server loses shows there.
@@ -216,3 +217,18 @@ class Steps(LoadTestShape):
     def tick(self) -> tuple[int, float] | None:
         step = int(self.get_run_time() // self.step_time)
         return (self.users[step], max(self.users) / 2) if step < len(self.users) else None
+
+
+class Chaos(LoadTestShape):
+    """Users come and go in crowds, at random but the same each time; ends after its time."""
+
+    abstract = not os.environ.get("LOCUST_CHAOS") or not Steps.abstract
+    most = int(os.environ.get("LOCUST_CHAOS") or 10)
+    step_time = float(os.environ.get("LOCUST_STEP_TIME") or 5)
+    time_limit = float(os.environ.get("LOCUST_CHAOS_TIME") or 60)
+
+    def tick(self) -> tuple[int, float] | None:
+        if self.get_run_time() >= self.time_limit:
+            return None
+        step = int(self.get_run_time() // self.step_time)
+        return random.Random(step).randint(min(10, self.most), self.most), self.most

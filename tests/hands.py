@@ -60,7 +60,8 @@ def stop(pid: int) -> None:
 
 def in_hands(pid: int, port: int) -> list[Held]:
     """What a (stopped) process has accepted on this port."""
-    every = connections(port)
+    # Twice: the kernel walks its table in pieces, and skips some where others go meanwhile. These here do not.
+    every = connections(port) | connections(port)
     held = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:

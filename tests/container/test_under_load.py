@@ -13,6 +13,7 @@ from test_compose import pids
 
 ENOUGH = 20_000  # requests, over all journeys
 LIMIT = 150  # seconds for them, on the slowest machine
+CHAOS = 60  # seconds; a shape ends Locust, and nothing else does while there is one
 JOURNEYS = {
     *("GET /", "GET /bytes", "GET /echo", "POST /echo", "GET /hello", "HEAD /hello", "GET /json", "GET /nothing-here"),
     *("GET /sleep", "GET /stream", "POST /upload"),
@@ -54,7 +55,7 @@ class Run:
     def __init__(self, master: Container) -> None:
         self.master = master
         self.lines: list[str] = []
-        self.count = 0  # requests so far, as Locust prints it every two seconds
+        self.count = self.failed = 0  # requests and failures so far, as Locust prints them every two seconds
         self._follower = subprocess.Popen(
             ["docker", "logs", "--follow", self.master.identity], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -66,8 +67,8 @@ class Run:
         with self._follower.stdout as output:
             for line in output:
                 self.lines.append(line.rstrip())
-                if match := re.match(r"\s+Aggregated\s+(\d+)\s+\d+\(", line):
-                    self.count = int(match[1])
+                if match := re.match(r"\s+Aggregated\s+(\d+)\s+(\d+)\(", line):
+                    self.failed, self.count = int(match[2]), int(match[1])
 
     def reach(self, count: int) -> None:
         """Wait for so many requests."""
@@ -197,6 +198,42 @@ def test_a_killed_worker_costs_what_it_was_working_on(images: None) -> None:
         assert not [error for _, error in outcome.errors if "wrong content" in error or "status" in error]
         assert victim not in pids(web, 4)
         assert re.search(rf"{victim}\b.*killed by signal (9|SIGKILL)", web.logs())
+
+
+STOP = """
+import json, os, signal, sys, time
+victim = int(open('/proc/1/task/1/children').read().split()[0])
+os.kill(victim, signal.SIGSTOP)
+time.sleep(2)
+os.kill(victim, signal.SIGCONT)
+print(json.dumps(victim))
+"""
+
+
+def test_chaos(images: None) -> None:
+    """Users come and go in crowds, workers are replaced, added, taken away and stopped for a while: no request fails. Then some
+    are killed, and no more fail than they held connections."""
+    with stack(**headless(LOCUST_CHAOS="80", LOCUST_CHAOS_TIME=f"{CHAOS * SCALE:.0f}")) as four:
+        run = loaded(four)
+        run.reach(ENOUGH // 20)
+        web = four.container("web")
+        for number in "HUP", "TTIN", "STOP", "TTOU", "HUP", "TTOU", "TTIN":
+            if number == "STOP":
+                web.python(STOP)
+            else:
+                docker("kill", "--signal", number, web.identity)
+            run.reach(run.count + ENOUGH // 40)
+        assert run.failed == 0
+        held = 0
+        for _ in range(3):
+            held += web.python(KILL)[1]
+            run.reach(run.count + ENOUGH // 40)
+        until("the end", CHAOS, lambda: not run.master.inspect()["State"]["Running"])
+        outcome = run.end()
+        print(f"{held} connections were in the hands of killed workers: {outcome}")
+        assert outcome.failed <= held, outcome.errors
+        assert not [error for _, error in outcome.errors if "wrong content" in error or "status" in error]
+        assert len(pids(web, 4)) == 4
 
 
 LIAR = """
