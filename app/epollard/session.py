@@ -14,6 +14,7 @@ from .websocket import BINARY, CLOSE, FAIL, PING, PONG, TEXT, Offer, Receiver, c
 
 QUEUE: Final = 64  # messages that wait for the application; more stay with the client
 CLOSE_SECONDS: Final = 2.0  # for the client's answer to our close frame
+LAST_SECONDS: Final = 5.0  # for a client to take what waits for it when the server goes: one that reads slowly has no end
 # RFC 6455 7.4.1; 1012: IANA's registry
 NORMAL: Final = 1000
 NO_STATUS: Final = 1005
@@ -300,6 +301,7 @@ class Session:
         """The server is going (code 1012), and the client should come back. False: it is not decided yet whether it may in."""
         if self._state == OPEN:
             self._close(SERVICE_RESTART, "service restart")
+            self.host.aio.call_later(LAST_SECONDS, self.connection.close)
         elif self._state == CONNECTING and self._waiter is not None and not self._waiter.done():
             self._refuse(503)  # nothing is decided while the application waits for the client
         return self._state != CONNECTING
