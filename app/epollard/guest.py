@@ -6,6 +6,7 @@ request starts there runs its first step at once, in a context of its own.
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 import time
@@ -60,6 +61,7 @@ class Guest:
             self.aio.run_until_complete(self._serve(ready))
         finally:
             asyncio.set_event_loop(None)
+            signal.set_wakeup_fd(-1)  # `close` closes its other end first, and a signal may come in between
             self.aio.close()
 
     def stop(self) -> None:

@@ -21,6 +21,7 @@ ABORTED: Final = 9  # requests whose answer could not be delivered whole
 SENT: Final = 10  # bytes sent
 BUSY: Final = 11  # thousandths of the last second that it was busy
 SHARED: Final = 12  # 1 while a predecessor has the same listeners (upgrade.py): written by the supervisor
+STAYS: Final = 13  # 1 where others serve on when this worker goes: written by the supervisor
 WIDTH: Final = 16
 
 # The states of a worker.

@@ -38,6 +38,7 @@ from .scoreboard import (
     SHARED,
     SLOT,
     STATE,
+    STAYS,
     WIDTH,
     Scoreboard,
 )
@@ -698,6 +699,7 @@ class Supervisor:
         """Ask it to go: to drain or, where the server stops quickly, to drop everything."""
         quick = self._stopping == QUICK
         process.leaving = True
+        process.record[STAYS] = not self._stopping or self._upgrade.over
         self._balance.soon()
         process.deadline = min(process.deadline, self._now + (QUICK_GRACE if quick else self._config.graceful_timeout))
         # Before it is ready it has nothing to lose, and QUIT would leave a core file.

@@ -34,6 +34,8 @@ ACCEPTS: Final = 16  # connections accepted in one go: a burst does not starve t
 # Seconds that an idle client has to ask once more, before its connection is closed because the worker goes. The answer says
 # `Connection: close`. As deadlines are looked at once a second, it may be a second more.
 LAST_CHANCE: Final = 0.5
+# ... where others serve on, and nobody waits for our end.
+LONGER_CHANCE: Final = 5.0
 EXIT_LOAD: Final = 3  # the application could not be loaded
 # Seconds that a thread may keep the interpreter to itself while others want it. The default of 5 ms is what quick requests
 # would wait for beside a slow one that computes: 20,000 requests a second with it, 38,000 with this, the slow one 7 % slower.
@@ -325,6 +327,7 @@ class Worker:
     def _drain(self, why: str) -> None:
         """Take what waits in the queues, then no more; let what runs finish; end when the last connection is closed."""
         if self._server.draining:
+            self._dismiss_idle()  # the others go as well, now
             return
         log.debug(f"draining: {why}")
         if not self._orphaned:
@@ -344,7 +347,7 @@ class Worker:
 
     def _empty_queues(self) -> None:
         if not self._listeners:
-            self._server.dismiss_idle(time.monotonic() + LAST_CHANCE)
+            self._dismiss_idle()
             self._loop.on_turn = self._stop_when_idle
             return
         self._loop.post(self._empty_queues)  # first: serving a connection may cost this thread the loop
@@ -356,6 +359,12 @@ class Worker:
             return
         local = UNIX_LOCAL if listener.family == socket.AF_UNIX else listener.getsockname()[:2]
         self._server.accept(socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd), peer, (local[0], str(local[1])))
+
+    def _dismiss_idle(self) -> None:
+        chance = LAST_CHANCE
+        if self._record[scoreboard.STAYS]:
+            chance = max(chance, min(LONGER_CHANCE, self._config.graceful_timeout / 2 - 1))
+        self._server.dismiss_idle(time.monotonic() + chance)
 
     def _stop_when_idle(self) -> None:
         if self._flush is not None:

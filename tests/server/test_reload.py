@@ -1,11 +1,13 @@
 """HUP: new code is served without a gap; bad code never takes the place of good code."""
 
+import contextlib
 import os
 import signal
+import time
 
 import pytest
 
-from harness import wait_for
+from harness import SCALE, wait_for
 from load import Load
 
 BOOTS = "apps.boots:app"
@@ -125,6 +127,36 @@ def test_keep_alive_connections_are_told(served):
         server.signal(signal.SIGHUP)
         server.wait_log("1 worker of generation 2 ready")
         assert client.closed()
+
+
+def test_a_client_between_two_requests_has_time(served):
+    """Whoever asks again within some seconds is answered by the worker that it has, and told then: no request meets a close."""
+    server = served(workers=1)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(20)]
+        assert {client.get("/").text for client in clients} == {"1"}
+        server.signal(signal.SIGHUP)
+        server.wait_log("1 worker of generation 2 ready")
+        due = time.monotonic()
+        for client in clients:
+            due += 0.15
+            wait_for(lambda due=due: time.monotonic() > due)
+            answer = client.get("/")
+            assert (answer.text, answer.header("connection")) == ("1", "close")
+
+
+def test_a_stop_does_not_wait_for_those_who_have_time(served):
+    """After a reload an idle client has seconds; when the whole server goes it has no more of them."""
+    server = served(workers=1)
+    with server.connect() as client:
+        assert client.get("/").text == "1"
+        server.signal(signal.SIGHUP)
+        server.wait_log("1 worker of generation 2 ready")
+        server.signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert client.closed()
+        assert server.ended() == 0
+        assert time.monotonic() - begun < 3 * SCALE
 
 
 def test_the_old_worker_finishes_its_request(start, tmp_path):
