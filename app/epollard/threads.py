@@ -37,6 +37,9 @@ Access = Callable[[str, Request, int, int, float], object]
 Job = tuple[Connection, Request, Any]
 
 
+_new_exchange: Final = Exchange.__new__
+
+
 class LoopLostError(BaseException):
     """Unwinds a thread that lost the loop in the middle of a turn. Not an error, and not for applications to catch."""
 
@@ -127,7 +130,14 @@ class Crew:
         environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
         token = seat.token
-        exchange = Exchange(self, connection, request, token)
+        # What `Exchange()` does, written out: a tenth of a microsecond.
+        exchange = _new_exchange(Exchange)
+        exchange.host = self
+        exchange.connection = connection
+        exchange.request = request
+        exchange.token = token
+        exchange.head = None
+        exchange.opened = False
         if body is not None:
             exchange.give(environ, body)
         if self._access is not None:
