@@ -230,7 +230,7 @@ class Worker:
             self._watch(listener)
         if self._orphaned and now - self._orphaned >= doors.SHUT:
             self._drain("the supervisor is gone")
-        if server.draining:
+        if server.draining and not self._listeners:
             interface.dismiss()
         if now > self._deadline:
             log.error("not drained in time: connections are cut")
@@ -334,7 +334,6 @@ class Worker:
             self._loop.unwatch(self._lifeline)
         self._deadline = time.monotonic() + self._config.graceful_timeout + 5.0  # the supervisor's own comes first, if it lives
         self._server.drain()
-        self._interface.dismiss()
         for borrowed in self._foreign.values():
             self._listeners += borrowed
         self._foreign.clear()
@@ -347,6 +346,8 @@ class Worker:
 
     def _empty_queues(self) -> None:
         if not self._listeners:
+            # Not before: who is sent away and comes back at once would find us again.
+            self._interface.dismiss()
             self._dismiss_idle()
             self._loop.on_turn = self._stop_when_idle
             return
