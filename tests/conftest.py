@@ -44,6 +44,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("mode", modes, ids=str, scope="module", indirect=True)
 
 
+@pytest.fixture
+def boots(tmp_path: Path) -> Path:
+    """The directory that tells `apps.boots` how to boot, and what to answer."""
+    found = tmp_path / "boots"
+    found.mkdir()
+    return found
+
+
+@pytest.fixture
+def served(start: Start, boots: Path) -> Start:
+    """`served(workers=2)`: a server of that application."""
+    return lambda **options: start("apps.boots:app", env={"BOOTS": str(boots)}, **options)
+
+
 @pytest.fixture(scope="module")
 def mode(request: pytest.FixtureRequest) -> Mode:
     """See `pytest_generate_tests`."""

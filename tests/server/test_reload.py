@@ -5,26 +5,10 @@ import os
 import signal
 import time
 
-import pytest
-
 from harness import SCALE, wait_for
 from load import Load
 
 BOOTS = "apps.boots:app"
-
-
-@pytest.fixture
-def boots(tmp_path):
-    """The directory that tells the application how to boot, and what to answer."""
-    found = tmp_path / "boots"
-    found.mkdir()
-    return found
-
-
-@pytest.fixture
-def served(start, boots):
-    """`served(workers=2)`: a server of that application."""
-    return lambda **options: start(BOOTS, env={"BOOTS": str(boots)}, **options)
 
 
 def test_new_code_is_served_without_a_gap(served, boots):

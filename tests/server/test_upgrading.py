@@ -56,20 +56,6 @@ def nothing_is_left(server):
 
 
 @pytest.fixture
-def boots(tmp_path):
-    """The directory that tells the application how to boot, and what to answer."""
-    found = tmp_path / "boots"
-    found.mkdir()
-    return found
-
-
-@pytest.fixture
-def served(start, boots):
-    """`served(workers=2)`: a server of that application."""
-    return lambda **options: start(BOOTS, env={"BOOTS": str(boots)}, **options)
-
-
-@pytest.fixture
 def hanging(served, boots):
     """`hanging(workers=2)`: a server with an upgrade under way, whose workers boot until there is no `hang` in `boots`."""
 
