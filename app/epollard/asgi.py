@@ -14,11 +14,10 @@ from typing import Any, Final, Protocol
 from . import log, response
 from .connection import HIGH, LOW, Connection
 from .request import Request
-from .response import KNOWN_RAW_HEADS, LAST_CHUNK, Head
+from .response import COPY_BELOW, KNOWN_RAW_HEADS, LAST_CHUNK, Head
 from .scope import Scope
 
 CLIENT_LEFT: Final = 499  # in the access log, as nginx has it
-COPY_BELOW: Final = 64 * 1024  # bytes of body that are copied behind their head; more is sent without a copy
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

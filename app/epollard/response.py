@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
 
+# Bytes of body that are copied behind their head, for one send of both; more is sent without a copy.
+COPY_BELOW: Final = 64 * 1024
 CACHED_ENTRIES: Final = 256
 CACHED_BYTES: Final = 2048
 
@@ -43,7 +45,7 @@ class Head:
     `lines` lacks what belongs to one response only: framing, Date (unless `dated`), the empty line.
     """
 
-    __slots__ = ("bodiless", "close", "code", "dated", "events", "length", "lines", "plain")
+    __slots__ = ("bodiless", "close", "code", "dated", "events", "length", "lines", "plain", "usual")
 
     def __init__(self, code: int, lines: bytes, length: int | None, close: bool, dated: bool) -> None:
         self.code = code
@@ -54,6 +56,8 @@ class Head:
         self.bodiless = code == 204 or code == 304  # RFC 9112 6.3
         self.events = False  # server-sent events: a stream without an end of its own
         self.plain = not (self.bodiless or close or dated)  # needs no second look
+        # The length of the one body that makes a usual answer with it: head, the server's end of it, body. -1: there is none.
+        self.usual = length if self.plain and length is not None and length <= COPY_BELOW else -1
 
 
 KNOWN_HEADS: dict[Any, Head] = {}

@@ -1,9 +1,9 @@
 """Leader and followers: the threads of a WSGI worker. One of them turns the loop; which one changes; no request ever moves.
 
 The leader calls the application inline: a quick request pays for no queue and no hand-over. While the application's code runs,
-the exchange lies on the leader's token list. A watching thread that sees the same exchange lie there for a while takes it, and
-the loop with it, and makes a follower the leader. When the slow code returns, its token is gone: that is how it learns that it
-leads no more. List `append` and `pop` are atomic, so exactly one side gets it.
+its exchange is in the leader's hold of the loop (`wsgi.Hold`). A watching thread that sees the same exchange there for a while
+takes the loop, and makes a follower the leader. When the slow code returns, its thread finds its hold taken: that is how it
+learns that it leads no more.
 
 The watcher never runs application code. Where all other threads are busy it turns the loop itself: connections are accepted,
 read, written and judged as ever, and requests wait for a thread. So `threads=1` is strictly one request at a time.
@@ -21,7 +21,7 @@ from .environ import Environment
 from .loop import Loop
 from .request import Request
 from .uploads import ExpectedInput, Upload
-from .wsgi import App, Exchange
+from .wsgi import App, Exchange, Hold
 
 # A call that lasts this long (seconds; at most twice as long, for the watcher looks once in this time) loses the loop.
 PATIENCE: Final = 0.004
@@ -37,20 +37,17 @@ Access = Callable[[str, Request, int, int, float], object]
 Job = tuple[Connection, Request, Any]
 
 
-_new_exchange: Final = Exchange.__new__
-
-
 class LoopLostError(BaseException):
     """Unwinds a thread that lost the loop in the middle of a turn. Not an error, and not for applications to catch."""
 
 
-class Seat:
+class Seat(Hold):
     """One thread that may run application code."""
 
-    __slots__ = ("since", "spent", "token")
+    __slots__ = ("since", "spent")
 
     def __init__(self) -> None:
-        self.token: list[Exchange] = []
+        super().__init__()
         self.spent = 0.0  # seconds with such requests, in all
         self.since = 0.0  # time.monotonic() when it began to run a request without the loop; 0: it does not
 
@@ -129,13 +126,11 @@ class Crew:
         environ = form.copy() if form else self._make_environ(request)
         environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
-        token = seat.token
-        # What `Exchange()` does, written out: a tenth of a microsecond.
-        exchange = _new_exchange(Exchange)
+        exchange = Exchange()  # and no method of it called that can be written out here: 50 ns each
         exchange.host = self
         exchange.connection = connection
         exchange.request = request
-        exchange.token = token
+        exchange.hold = seat
         exchange.head = None
         exchange.opened = False
         if body is not None:
@@ -143,29 +138,38 @@ class Crew:
         if self._access is not None:
             exchange.started = time.perf_counter()
         error = None
-        token.append(exchange)
-        if self._asleep:  # after the token: the watcher looks at them in the other order
+        seat.running = exchange
+        if self._asleep:  # after `running`: the watcher writes and looks in the other order
             self._asleep = False
             self._alarm.put(None)
         try:
-            result = self._app(environ, exchange.start_response)
+            app = self._app  # `self._app(...)` looks for a method first
+            result = app(environ, exchange.start_response)
         except BaseException as raised:
             error = raised
-        # What `Exchange._back` does, written out.
-        try:
-            token.pop()
-        except IndexError:
+        seat.running = None
+        if seat.claimed is not None and seat.lost():
             exchange.leading = False
-        else:
-            if error is None and type(result) is list and len(result) == 1:
-                answer = exchange.whole(result[0])
-                if answer is not None:
-                    if self._access is None:
-                        self.answered += 1
-                    else:
-                        assert exchange.head is not None
-                        self.finished(connection, request, exchange.head.code, exchange.sent, exchange.started)
-                    return answer
+        elif error is None and type(result) is list and len(result) == 1:
+            [content] = result
+            head = exchange.head
+            if (
+                type(content) is bytes
+                and head is not None
+                and head.usual == len(content)
+                and request.plain
+                and not (connection.closing or exchange.opened)
+            ):
+                answer = head.lines + connection.server.date_end + content
+            else:
+                answer = exchange.whole(content)
+            if answer is not None:
+                if self._access is None:
+                    self.answered += 1
+                else:
+                    assert head is not None
+                    self.finished(connection, request, head.code, len(content), exchange.started)
+                return answer
         exchange.away = False
         if error is not None:
             exchange.fail(error)
@@ -278,6 +282,7 @@ class Crew:
 
     def _lead(self, seat: Seat) -> bool:
         """Turn the loop. True: it is stopped. False: somebody else turns it now."""
+        seat.claimed = None
         self._leader = seat
         self._hand_out()  # to who became free while the watcher turned the loop
         try:
@@ -311,7 +316,7 @@ class Crew:
         environ = self._make_environ(request)
         environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
-        exchange = Exchange(self, connection, request, None)
+        exchange = Exchange.beside(self, connection, request)
         if body is not None:
             exchange.give(environ, body)
         exchange.started = time.perf_counter()
@@ -353,9 +358,8 @@ class Crew:
                 continue
             if self._late and self._held():
                 self.loop.post(self._take_late)
-            try:
-                running = seat.token[-1]
-            except IndexError:
+            running = seat.running
+            if running is None:
                 seen = None
                 quiet += 1
                 if quiet >= QUIET_LOOKS:
@@ -366,10 +370,8 @@ class Crew:
             if running is not seen:
                 seen = running
                 continue
-            seat.since = time.monotonic()  # before the token is taken: who misses it may be free in a moment, and say so
-            try:
-                running = seat.token.pop()
-            except IndexError:
+            seat.since = time.monotonic()  # before the loop is taken: who misses it may be free in a moment, and say so
+            if not seat.take(running):
                 seat.since = 0.0
                 continue
             # From here on this thread has the loop.
@@ -385,7 +387,7 @@ class Crew:
     def _sleep(self, seat: Seat) -> None:
         """Wait until the leader rouses us. It looks at `_asleep` before each call: look once more after setting it."""
         self._asleep = True
-        if self._leader is seat and not seat.token and not self._late and not self._ended:
+        if self._leader is seat and seat.running is None and not self._late and not self._ended:
             self._alarm.get()
         self._asleep = False
 

@@ -16,10 +16,8 @@ from . import log, response
 from .connection import HIGH, Connection
 from .environ import Environ, FileWrapper
 from .request import Request
-from .response import KNOWN_HEADS, LAST_CHUNK, Head
+from .response import COPY_BELOW, KNOWN_HEADS, LAST_CHUNK, Head
 from .uploads import ExpectedInput
-
-COPY_BELOW: Final = 64 * 1024  # bytes of body that are copied behind their head; more is sent without a copy
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 StartResponse = Callable[..., Callable[[bytes], None]]
@@ -44,12 +42,49 @@ class Host(Protocol):
         """An answer is whole, or given up. On the loop's thread."""
 
 
+class Hold:
+    """A thread's hold of the loop, which the watcher may take away while the application's code runs.
+
+    The thread writes `running`, and clears it when the code is over; then it looks at `claimed`. The watcher writes `claimed`,
+    then looks at `running` once more. Each writes before it looks, so at least one sees the other (CPython's lock puts all
+    writes into one order); where both do, the watcher's mutex holds the thread until it is decided.
+    """
+
+    __slots__ = ("_mutex", "claimed", "running")
+
+    def __init__(self) -> None:
+        self.running: Exchange | None = None
+        self.claimed: Exchange | None = None
+        self._mutex = threading.Lock()
+
+    def take(self, exchange: "Exchange") -> bool:
+        """The watcher takes the loop from this thread. False: the exchange's code is over."""
+        with self._mutex:
+            self.claimed = exchange
+            if self.running is exchange:
+                return True
+            self.claimed = None
+            return False
+
+    def lost(self) -> bool:
+        """After `running` was cleared and `claimed` seen: whether the loop was taken. True until the thread has it again."""
+        with self._mutex:
+            return self.claimed is not None
+
+
 class Exchange:
-    """One call of the application, and its answer."""
+    """One call of the application, and its answer. Whoever makes one sets what has no value here."""
+
+    host: Host
+    connection: Connection
+    request: Request
+    hold: Hold | None  # of the thread that it began on; None: that one has not got the loop
+    head: Head | None
+    opened: bool  # the head is sent
 
     # As an exchange begins on the loop's thread. Class attributes: for the usual one most of them never change.
     leading = True  # this thread turns the loop
-    away = True  # ... and may lose it now, for the application's code runs: `token` holds this exchange
+    away = True  # ... and may lose it now, for the application's code runs: `hold.running` is this exchange
     dead = False  # nothing may be sent any more
     sent = 0  # bytes of body
     started = 0.0  # time.perf_counter()
@@ -58,15 +93,17 @@ class Exchange:
     _posted = 0  # bytes posted to the loop since the client was last waited for
     _whole_inline = False  # all is sent, and returning says so, if the loop is not lost before
 
-    def __init__(self, host: Host, connection: Connection, request: Request, token: list["Exchange"] | None) -> None:
-        self.host = host
-        self.connection = connection
-        self.request = request
-        self.token = token
-        self.head: Head | None = None
-        self.opened = False  # the head is sent
-        if token is None:
-            self.leading = self.away = False
+    @classmethod
+    def beside(cls, host: Host, connection: Connection, request: Request) -> "Exchange":
+        """An exchange on a thread that has not got the loop."""
+        exchange = cls()
+        exchange.host = host
+        exchange.connection = connection
+        exchange.request = request
+        exchange.hold = None
+        exchange.head = None
+        exchange.opened = exchange.leading = exchange.away = False
+        return exchange
 
     def give(self, environ: Environ, body: Any) -> None:
         """Make `body` the input of the call."""
@@ -113,7 +150,7 @@ class Exchange:
             return None
         request = self.request
         connection = self.connection
-        self.sent = size = len(body)
+        size = len(body)
         if request.plain and not connection.closing:
             end = connection.server.date_end
         elif request.line.method == "HEAD":
@@ -169,24 +206,26 @@ class Exchange:
     def _leave(self) -> None:
         """The application's code comes next."""
         if self.leading:
-            assert self.token is not None
+            assert self.hold is not None
             self.away = True
-            self.token.append(self)
+            self.hold.running = self
 
     def _back(self) -> None:
         """The application's code is over. `leading` tells whether nobody took the loop meanwhile, and holds until `_leave`."""
         if self.away:
-            assert self.token is not None
+            hold = self.hold
+            assert hold is not None
             self.away = False
-            try:
-                self.token.pop()
-            except IndexError:
+            hold.running = None
+            if hold.claimed is not None and hold.lost():
                 self.leading = False
 
     def step_down(self) -> None:
         """This thread is going to wait: it gives the loop away, if it has it."""
         self._back()
         if self.leading:
+            assert self.hold is not None
+            self.hold.claimed = self
             self.leading = False
             self.connection.suspend()
             self.host.vacate()
