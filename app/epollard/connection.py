@@ -120,6 +120,7 @@ class Server:
         self.loop = loop
         self.read_head = reader.read
         self.usual = reader.usual
+        self.parting = reader.parting
         self.answer = application.answer
         self.upload = application.upload
         self.connections: set[Connection] = set()
@@ -150,7 +151,7 @@ class Server:
         self.flags = {"level": 0, "edge": EDGE, "oneshot": ONESHOT}[name]
         self.oneshot = name == "oneshot"
         if self.oneshot:
-            self.usual = {}  # each event has to be asked for again: no short cut
+            self.usual = self.parting = {}  # each event has to be asked for again: no short cut
         # What is received in one piece of so many bytes may not be all that there is to receive without another event.
         self.ask_from = {"level": MUCH, "edge": RECEIVE, "oneshot": 0}[name]
         # The end of a client that comes with its last bytes is one edge with them: RDHUP tells of it.
@@ -309,10 +310,34 @@ class Connection:
             if answer is not None and not self.closed:
                 self._answered()
             return
+        elif events == IN and data in server.parting:
+            self._part(server.parting[data])
+            return
         if events != IN or len(data) >= server.ask_from:
             self._advance_armed(data, events)
         else:
             self._advance(data, 0)
+
+    def _part(self, request: Request) -> None:
+        """The usual end, written out: the one request of a connection, or its last."""
+        self.closing = True
+        application = self.server.answer
+        answer = application(self, request)
+        if answer is None or self.closed:
+            return
+        if answer:
+            try:
+                sent = self.sock.send(answer, LAST)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._lost()
+                return
+            if sent == len(answer):
+                self.close()
+                return
+            self._queue(memoryview(answer)[sent:])
+        self._answered()
 
     def _receive_more(self, data: bytes) -> bytes:
         """What is behind bytes that filled their buffer, where that was a small one."""

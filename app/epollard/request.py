@@ -147,8 +147,9 @@ class HeadReader:
         self.max_headers = max_headers
         self.max_header_bytes = max_header_bytes
         self._requests: dict[bytes, Request] = {}
-        # Those of them after whose answer the connection goes on, that have no body, and ask the application.
+        # Those of them that have no body and ask the application: whose connection goes on and who need no second look ...
         self.usual: dict[bytes, Request] = {}
+        self.parting: dict[bytes, Request] = {}  # ... and whose connection closes.
         self._lines: dict[str, Line] = {}
         self._shapes: dict[tuple[str, ...], Shape] = {}
         self._hosts: set[str] = set()
@@ -204,9 +205,13 @@ class HeadReader:
             if len(self._requests) >= CACHED_ENTRIES:
                 self._requests.clear()
                 self.usual.clear()
+                self.parting.clear()
             self._requests[head] = request
-            if request.plain and fields.keep_alive and not fields.framed and line.path != "*":
-                self.usual[head] = request
+            if not fields.framed and line.path != "*":
+                if not fields.keep_alive:
+                    self.parting[head] = request
+                elif request.plain:
+                    self.usual[head] = request
         return request
 
     def _came_before(self, data: bytes) -> bool:

@@ -157,10 +157,11 @@ class Crew:
                 type(content) is bytes
                 and head is not None
                 and head.usual == len(content)
-                and request.plain
-                and not (connection.closing or exchange.opened)
+                and not exchange.opened
+                and (request.plain or (connection.closing and request.line.method != "HEAD"))
             ):
-                answer = head.lines + connection.server.date_end + content
+                server = connection.server
+                answer = head.lines + (server.close_end if connection.closing else server.date_end) + content
             else:
                 answer = exchange.whole(content)
             if answer is not None:

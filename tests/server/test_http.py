@@ -68,6 +68,44 @@ def test_who_closes_says_so(server, request_head, connection, goes_on):
             assert client.closed()
 
 
+@pytest.mark.parametrize("first", [b"", GET % b"/hello"], ids=["new", "known"])
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET /hello HTTP/1.1",
+        b"GET /hello HTTP/1.0",
+        b"HEAD /hello HTTP/1.1",
+        b"HEAD /hello HTTP/1.0",
+        b"GET /size?n=65000 HTTP/1.1",
+        b"GET /size?n=3000000 HTTP/1.0",
+        b"GET /stream?n=30000 HTTP/1.1",
+        b"GET /stream?n=3&length=1 HTTP/1.0",
+        b"GET /written HTTP/1.1",
+        b"GET /raises HTTP/1.1",
+        b"GET /status?status=204+No HTTP/1.1",
+        b"GET /status?status=200+OK&Connection=close HTTP/1.1",
+    ],
+)
+@pytest.mark.parametrize("closing", [b"", b"Connection: close\r\n"], ids=["stays", "closes"])
+def test_what_is_remembered_of_a_request_changes_nothing(server, request_line, closing, first):
+    """The same bytes for the fifth time get what they got the first time, on a new connection and on one that epoll knows."""
+    method, _, version = request_line.split(b" ")
+    again = request_line + b"\r\nHost: test\r\n" + closing + b"\r\n"
+    answers = []
+    for _ in range(5):
+        with Client(server.address, receive_buffer=65536) as client:
+            if first:
+                client.send(first).response()
+            answer = client.send(again).response(method.decode())
+            assert answer.header("date")
+            lines = [field for field in answer.headers if field[0].lower() != "date"]
+            goes_on = not closing and version == b"HTTP/1.1" and answer.header("connection") != "close"
+            assert client.get("/hello").status == 200 if goes_on else client.closed()
+            answers.append((answer.version, answer.status, lines, answer.body))
+    assert answers == answers[:1] * 5
+    assert (answers[0][3] == b"") == (method == b"HEAD" or b"/status" in request_line)
+
+
 def test_pipelined_requests_are_answered_in_order_in_one_send(server):
     """What arrives in one packet leaves in one: a single `recv` of ours has every answer."""
     targets = [f"/target?{number}" for number in range(12)]
