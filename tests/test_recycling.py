@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from epollard import config, recycling
-from epollard.recycling import SAMPLE_EVERY, SAMPLES, memory, worn_out
+from epollard.recycling import SAMPLE_EVERY, SAMPLES, memory, next_worn, worn_out
 from epollard.scoreboard import REQUESTS
 
 
@@ -62,3 +62,22 @@ def test_memory_is_measured():
     """Our own process uses some MiB, and a process that is gone none."""
     assert 5 << 20 < memory(os.getpid()) < 2 << 30
     assert memory(2**22 + 1) == 0
+
+
+def test_one_at_a_time_and_none_while_others_start():
+    """Of three that are worn out the second has its turn when the first is gone and its replacement ready."""
+    wanted = settings("--max-requests", "1")
+    made = [
+        SimpleNamespace(record=[9] * 16, ready=True, ready_since=100.0, leaving=False, lot=0, worn="")
+        for _ in range(3)
+    ]
+    first = next_worn(made, wanted, 101)
+    assert first is made[0]
+    assert first.worn == "has answered 9 requests"
+    assert next_worn(made, wanted, 102) is None
+    first.leaving = True
+    replacement = SimpleNamespace(record=[0] * 16, ready=False, ready_since=103.0, leaving=False, lot=0, worn="")
+    made.append(replacement)
+    assert next_worn(made, wanted, 103) is None
+    replacement.ready = True
+    assert next_worn(made, wanted, 104) is made[1]

@@ -39,10 +39,6 @@ class Balance:
         if steer and len(shared) < len(groups):
             log.info("a Unix socket has one queue for all workers: there is nothing to steer")
 
-    def soon(self) -> None:
-        """Look in this turn: something has changed."""
-        self.next_look = 0.0
-
     def _on_arrival(self, events: int) -> None:
         self.next_look = 0.0
         self._arrived = True
@@ -87,7 +83,7 @@ class Balance:
     def _rescue(self, slot: Slot, slots: Sequence[Slot]) -> None:
         """Lend the slot's listeners to a sibling, or take them back."""
         rescuer = slot.rescuer
-        if rescuer is not None and (slot.willing or rescuer.leaving or not rescuer.slot.willing):
+        if rescuer is not None and (slot.willing or not _helps(rescuer)):
             slot.rescuer = None
             _tell(rescuer, slot, ())
         if slot.rescuer is None and slot.waiting and not slot.willing:
@@ -104,7 +100,7 @@ class Balance:
     def bequeath(self, slots: Sequence[Slot], fading: Sequence[Slot]) -> None:
         """All workers are about to drain: give away the queues of slots that have none, whoever may wait there by now."""
         for slot in (*slots, *fading):
-            if slot.rescuer is None and not slot.willing:
+            if not slot.willing and (slot.rescuer is None or not _helps(slot.rescuer)):
                 self._lend(slot, slots)
 
     def _arm(self, slots: Sequence[Slot]) -> None:
@@ -121,6 +117,11 @@ class Balance:
             self._loop.unwatch(fd)
         self._armed.clear()
         self._arrived = False
+
+
+def _helps(rescuer: Process) -> bool:
+    """Whether it lives and stays, and takes connections."""
+    return rescuer in rescuer.slot.serving and not rescuer.slot.stuck
 
 
 def _tell(process: Process, slot: Slot, listeners: Sequence[socket.socket]) -> bool:

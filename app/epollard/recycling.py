@@ -1,5 +1,6 @@
-"""Which worker is worn out, and why. Only reads; the supervisor has it replaced."""
+"""Which worker is worn out, and why. Only finds it; the supervisor has it replaced."""
 
+from collections.abc import Collection
 from typing import Final
 
 from .config import Config
@@ -10,6 +11,18 @@ from .slots import Process
 SAMPLE_EVERY: Final = 2.0
 # So many looks in a row must find too much: one request that needs a lot for a moment is no leak.
 SAMPLES: Final = 3
+
+
+def next_worn(processes: Collection[Process], config: Config, now: float) -> Process | None:
+    """The next worker that is to be replaced, with `worn` saying why: one at a time, and none while others start."""
+    staying = [process for process in processes if not process.leaving]
+    if any(process.worn or not process.ready for process in staying):
+        return None
+    for process in staying:
+        process.worn = worn_out(process, config, now)
+        if process.worn:
+            return process
+    return None
 
 
 def worn_out(process: Process, config: Config, now: float) -> str:

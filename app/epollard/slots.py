@@ -13,6 +13,10 @@ from .steering import waiting
 # machine too small: whatever it is, others can take these connections sooner. It is seen when we look next, which may be late
 # on a machine that is too small.
 STUCK_AFTER: Final = 0.15
+# Seconds before the second replacement of those who die early, doubled for each one more; the first comes at once. The bound is
+# for the clients that the kernel sends to this slot meanwhile: they wait in its queue.
+BACKOFF_FIRST: Final = 0.5
+BACKOFF_LAST: Final = 10.0
 
 
 class Slot:
@@ -44,12 +48,19 @@ class Slot:
     @property
     def willing(self) -> bool:
         """Whether new connections are welcome."""
-        return not self.stuck and any(process.ready and not process.leaving for process in self.processes)
+        return not self.stuck and bool(self.serving)
 
     @property
     def load(self) -> int:
         """Connections that are open or wait."""
         return self.waiting + sum(process.record[ACTIVE] for process in self.processes if not process.leaving)
+
+    def back_off(self, now: float) -> float:
+        """One early death more. Returns how many seconds the next attempt is to wait."""
+        self.failures += 1
+        delay = min(BACKOFF_FIRST * 2.0 ** min(self.failures - 2, 60), BACKOFF_LAST) if self.failures > 1 else 0.0
+        self.next_attempt = now + delay
+        return delay
 
     def look(self, now: float, rested: bool) -> int:
         """Look at the queues; return how many connections came since the last time. If `rested`, so had everybody."""
@@ -87,6 +98,7 @@ class Process:
         self.ready_since = math.inf
         self.leaving = False  # it was asked to go
         self.deadline = math.inf  # for that
+        self.grace = math.inf  # the seconds until then that it was given
         self.doom = ""  # why we kill it
         self.kill_at = math.inf
         # Of its wear.
@@ -94,6 +106,12 @@ class Process:
         self.lot = int.from_bytes(os.urandom(8), "little")
         self.heavy = 0  # times in a row that it was found to use too much memory
         self.next_sample = 0.0
+
+    def leave(self, now: float, grace: float) -> None:
+        """It goes within `grace` seconds. Being asked again gives no more time."""
+        self.leaving = True
+        if now + grace < self.deadline:
+            self.deadline, self.grace = now + grace, grace
 
     def __str__(self) -> str:
         return f"worker {self.slot.index} (pid {self.pid})"

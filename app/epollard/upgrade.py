@@ -221,7 +221,7 @@ class Upgrade:
             os.chdir(self._start)
             for fd in left:
                 os.set_inheritable(fd, True)
-            # Not `fork`: until the new program runs, a signal to the child would be one to us (see supervisor.py, `_fork`).
+            # Not `fork`: until the new program runs, a signal to the child would be one to us (see pool.py).
             return os.posix_spawn(
                 sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, VARIABLE: json.dumps(told)}
             )

@@ -28,6 +28,7 @@ from .guest import Guest
 from .lifespan import StartupError
 from .loop import IN, Loop
 from .request import HeadReader
+from .signals import Signals
 from .threads import Crew
 
 ACCEPTS: Final = 16  # connections accepted in one go: a burst does not starve those who are being served
@@ -134,9 +135,7 @@ class Worker:
         self._tick()
         self._interface.run(self._begin)
         if kind == "wsgi":
-            signal.set_wakeup_fd(-1)
             self._signals.close()
-            self._signal_writer.close()
         if self._flush is not None:
             self._flush()
         self._tick()
@@ -160,7 +159,7 @@ class Worker:
         self._record[scoreboard.STATE] = state
         os.eventfd_write(self._bell, 1)
 
-    # Signals: they arrive as bytes in the loop, so that a handler never runs in the middle of anything.
+    # Signals.
 
     def _watch_signals(self) -> None:
         if isinstance(self._interface, Guest):  # asyncio has such a pair of sockets itself
@@ -170,14 +169,7 @@ class Worker:
             faulthandler.unregister(signal.SIGUSR1)  # asyncio has taken its place; now it comes first again
             faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=True)
             return
-        self._signals, writer = socket.socketpair()
-        for end in (self._signals, writer):
-            end.setblocking(False)
-        self._signal_writer = writer  # keeps it open
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGQUIT):
-            signal.signal(number, lambda *_: None)
-        self._loop.watch(self._signals.fileno(), IN, self._on_signals)
+        self._signals = Signals(self._loop, (signal.SIGTERM, signal.SIGQUIT), self._on_signal)
 
     def _disown(self) -> None:
         """In a process that the application forked: the worker's clients and signals are not its own.
@@ -199,12 +191,7 @@ class Worker:
         self._channel.close()
         if isinstance(self._interface, Crew):
             self._signals.close()
-            self._signal_writer.close()
         self._loop.close()
-
-    def _on_signals(self, events: int) -> None:
-        for number in self._signals.recv(64):
-            self._on_signal(number)
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGQUIT:
