@@ -5,7 +5,7 @@ import os
 import pytest
 
 from epollard import scoreboard
-from epollard.scoreboard import ACTIVE, FREE, PID, REQUESTS, SLOT, STARTING, STATE, WIDTH, Scoreboard
+from epollard.scoreboard import ACCEPTED, ACTIVE, FREE, REQUESTS, STARTING, STATE, WIDTH, Scoreboard
 
 
 def test_a_claimed_record_is_clean_and_starting():
@@ -22,13 +22,13 @@ def test_no_record_is_claimed_twice():
     board = Scoreboard(3)
     records = [board.claim() for _ in range(3)]
     for number, record in enumerate(records):
-        record[SLOT] = number
-    assert [board.record(index)[SLOT] for index in range(3)] == [0, 1, 2]
+        record[ACCEPTED] = number
+    assert [board.record(index)[ACCEPTED] for index in range(3)] == [0, 1, 2]
     with pytest.raises(LookupError, match="all 3 records"):
         board.claim()
     records[1][STATE] = FREE
-    board.claim()[SLOT] = 9
-    assert [board.record(index)[SLOT] for index in range(3)] == [0, 9, 2]
+    board.claim()[ACCEPTED] = 9
+    assert [board.record(index)[ACCEPTED] for index in range(3)] == [0, 9, 2]
 
 
 def test_a_parent_reads_what_its_child_writes():
@@ -37,12 +37,12 @@ def test_a_parent_reads_what_its_child_writes():
     record = board.claim()
     pid = os.fork()
     if not pid:
-        record[PID] = os.getpid()
+        record[ACCEPTED] = os.getpid()
         record[ACTIVE] = -(2**63)
         record[REQUESTS] = 2**63 - 1
         os._exit(0)
     os.waitpid(pid, 0)
-    assert (record[PID], record[ACTIVE], record[REQUESTS]) == (pid, -(2**63), 2**63 - 1)
+    assert (record[ACCEPTED], record[ACTIVE], record[REQUESTS]) == (pid, -(2**63), 2**63 - 1)
     assert list(board.record(1)) == [0] * WIDTH
 
 

@@ -8,21 +8,17 @@ import mmap
 from typing import Final
 
 # The columns of a record.
-PID: Final = 0
-SLOT: Final = 1
-GENERATION: Final = 2
-STATE: Final = 3
-HEARTBEAT: Final = 4  # time.monotonic_ns() of the last sign of life
-ACCEPTED: Final = 5  # connections accepted
-ACTIVE: Final = 6  # connections open now
-REQUESTS: Final = 7  # requests answered by the application
-REJECTED: Final = 8  # requests refused by the server (4xx and 5xx of its own)
-ABORTED: Final = 9  # requests whose answer could not be delivered whole
-SENT: Final = 10  # bytes sent
-BUSY: Final = 11  # thousandths of the last second that it was busy
-SHARED: Final = 12  # 1 while a predecessor has the same listeners (upgrade.py): written by the supervisor
-STAYS: Final = 13  # 1 where others serve on when this worker goes: written by the supervisor
-WIDTH: Final = 16
+STATE: Final = 0
+HEARTBEAT: Final = 1  # time.monotonic_ns() of the last sign of life
+ACCEPTED: Final = 2  # connections accepted
+ACTIVE: Final = 3  # connections open now
+REQUESTS: Final = 4  # requests answered by the application
+REJECTED: Final = 5  # requests refused by the server (4xx and 5xx of its own)
+ABORTED: Final = 6  # requests whose answer could not be delivered whole
+BUSY: Final = 7  # thousandths of the last second that it was busy
+SHARED: Final = 8  # 1 while a predecessor has the same listeners (upgrade.py): written by the supervisor
+STAYS: Final = 9  # 1 where others serve on when this worker goes: written by the supervisor
+WIDTH: Final = 16  # two cache lines, of which no other worker writes
 
 # The states of a worker.
 FREE: Final = 0
