@@ -29,15 +29,16 @@ IMPORTS = {
     "importer": set(),
     "accesslog": {"log", "request"},
     # one client
-    "connection": {"log", "loop", "request", "response"},
+    "outgoing": set(),
+    "connection": {"log", "loop", "outgoing", "request", "response"},
     # the application interfaces
     "uploads": {"connection", "request"},
     "environ": {"request", "uploads"},
-    "wsgi": {"connection", "environ", "log", "request", "response", "uploads"},
+    "wsgi": {"connection", "environ", "log", "outgoing", "request", "response", "uploads"},
     "threads": {"connection", "environ", "loop", "request", "uploads", "wsgi"},
     "scope": {"connection", "request", "websocket"},
-    "asgi": {"connection", "log", "request", "response", "scope"},
-    "session": {"asgi", "connection", "log", "request", "response", "scope", "websocket"},
+    "asgi": {"connection", "log", "outgoing", "request", "response", "scope"},
+    "session": {"asgi", "connection", "log", "outgoing", "request", "response", "scope", "websocket"},
     "lifespan": {"log"},
     "guest": {"asgi", "connection", "lifespan", "log", "loop", "request", "scope", "session", "websocket"},
     # processes

@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from . import log, response
-from .connection import HIGH, LOW, Connection
+from .connection import Connection
+from .outgoing import LOW
 from .request import Request
 from .response import COPY_BELOW, KNOWN_RAW_HEADS, LAST_CHUNK, Head
 from .scope import Scope
@@ -182,7 +183,7 @@ class Call:
                 self._send_body(body, False)
             else:
                 self._send_body(body, True)
-            if connection.pending > HIGH:
+            if connection.out is not None and connection.out.full:
                 await self._drained()
         elif kind == "http.response.start":
             if self.head is not None:
@@ -357,7 +358,7 @@ class Call:
             file = message["file"]
             fd = os.dup(file if type(file) is int else file.fileno())
             self._send_file(fd, message.get("offset"), message.get("count"), message.get("more_body", False))
-        if connection.pending > HIGH:
+        if connection.out is not None and connection.out.full:
             await self._drained()
 
     def _open(self, whole: int | None) -> bytes:

@@ -5,17 +5,14 @@ request), flushing an answer, lingering, a stream (another protocol took over). 
 for what the kernel did not take: a request that finds an idle connection costs one `recv`, one `send`, and no `epoll_ctl`.
 """
 
-import fcntl
 import os
 import socket
-import sys
-import termios
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from . import log, response
 from .loop import EDGE, ERR, HUP, IN, ONESHOT, OUT, RDHUP, Loop
+from .outgoing import DONTWAIT, FLUSH_TURN, File, Outgoing
 from .request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request, Shape
 from .response import CHUNKED, CLOSE, KEEP, Head
 
@@ -26,20 +23,13 @@ RECEIVE: Final = 16384
 RECEIVE_BODY: Final = 65536
 # What one client may take of a turn: answered requests of a pipeline (the rest waits for the next turn).
 PIPELINE: Final = 64
-# ... and bytes of what waits for it: a file of gigabytes to a client as fast as we are leaves room for others.
-FLUSH_TURN: Final = 4 * 1024 * 1024
-# Bytes that wait for a client: above HIGH its application waits, below LOW it goes on.
-HIGH: Final = 256 * 1024
-LOW: Final = 64 * 1024
 # After an answer to a request that was not read whole: take this much more, for this long, so that the
 # answer is not lost to a reset (RFC 9112 9.6).
 LINGER_BYTES: Final = 1024 * 1024
 LINGER_SECONDS: Final = 2.0
-SENDFILE: Final = 1024 * 1024  # bytes of one sendfile(2)
 NEVER: Final = float("inf")
 MUCH: Final = 1 << 62
-DONTWAIT: Final = int(socket.MSG_DONTWAIT)
-LAST: Final = int(socket.MSG_DONTWAIT | socket.MSG_MORE)
+LAST: Final = DONTWAIT | int(socket.MSG_MORE)
 
 HEAD, BODY, BUSY, FLUSH, LINGER, STREAM = range(6)
 
@@ -97,20 +87,6 @@ class Application(Protocol):
 
 
 UNREAD: Final = Unread()
-
-
-class File:
-    """A piece of an open file that waits to be sent. Owns its descriptor."""
-
-    __slots__ = ("count", "fd", "offset")
-
-    def __init__(self, fd: int, offset: int, count: int) -> None:
-        self.fd = fd
-        self.offset = offset
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
 
 
 class Server:
@@ -230,11 +206,9 @@ class Connection:
         "form",
         "local",
         "mask",
-        "on_drained",
         "out",
         "paused",
         "peer",
-        "pending",
         "room",
         "server",
         "shape",
@@ -242,7 +216,6 @@ class Connection:
         "sock",
         "stage",
         "start",
-        "unsent",
     )
 
     def __init__(self, sock: "socket.SocketType", server: Server, peer: tuple[str, str], local: tuple[str, str]) -> None:
@@ -255,10 +228,8 @@ class Connection:
         self.buffer = b""  # received and not yet used, from `start`
         self.start = 0
         self.answers: list[bytes] | None = None  # of a pipeline, not yet sent
-        self.out: deque[memoryview | File] | None = None  # what the kernel did not take
-        self.pending = 0  # bytes in `out`
+        self.out: Outgoing | None = None  # what the kernel did not take
         self.room = RECEIVE_FIRST  # bytes that the next piece of a head may have
-        self.unsent = 0  # ... and in the kernel, when some of them were last seen to move
         self.decoder: LengthBody | ChunkedBody | None = None  # of the body under way
         self.sink: Sink | None = None
         self.closing = False  # after the answer under way
@@ -266,7 +237,6 @@ class Connection:
         self.paused = False  # not listening, for the application is busy
         self.mask = -1  # what epoll knows; -1: nothing
         self.due = server.header_due
-        self.on_drained: list[Callable[[], object]] | None = None
         self.form: Any = None  # what an application interface made of peer and local
         self.shape: Shape | None = None  # of the last head
 
@@ -388,8 +358,7 @@ class Connection:
             self.due = self.server.body_due
             self._take_body(data)
         if ask and self.paused and self.stage <= BODY and not self.closed:
-            self.paused = False
-            self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
+            self._listen()
 
     def on_busy(self, events: int) -> None:
         """The application has the request: send what it gave, and stop listening to a client that says more."""
@@ -428,7 +397,7 @@ class Connection:
         if self.server.flags and self.stage == STREAM and not self.closed:
             left = data is not None and (len(data) == RECEIVE_BODY or events & RDHUP != 0)
             if left or self.server.oneshot:
-                self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
+                self._listen()
 
     def on_flush(self, events: int) -> None:
         """The answer is whole but not sent whole."""
@@ -466,8 +435,7 @@ class Connection:
         elif self.stage == STREAM and self.out is None:
             assert self.sink is not None
             cast(Stream, self.sink).on_deadline()
-        elif (unsent := self._ask_unsent()) < self.unsent:  # epoll tells of room only when a third of its buffer is free
-            self.unsent = unsent
+        elif self.out is not None and self.out.moves():
             self.due = self.server.write_due
         else:
             log.info(f"closed {self.name()}: it did not take its answer for {self.server.timeouts[2]:g} s")
@@ -576,8 +544,7 @@ class Connection:
             if self.server.corked:
                 self.draw_cork()
         if not self.closed and (self.mask >= 0 or self.paused):
-            self.paused = False
-            self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
+            self._listen()
         return None
 
     def hold(self) -> None:
@@ -592,11 +559,10 @@ class Connection:
     def release(self) -> None:
         """The sink wants more again."""
         if not self.closed and self.stage == BUSY:
-            self.paused = False
             self._become(STREAM if self.decoder is None else BODY)
             if self.out is None:
                 self.due = self.server.stream_due if self.decoder is None else self.server.body_due
-            self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
+            self._listen()
 
     def upgrade(self, head: bytes, sink: Stream) -> None:
         """Send the head of a 101; from here on every byte is the sink's, which may `write` (RFC 9110 7.8)."""
@@ -606,13 +572,12 @@ class Connection:
         if self.server.corked:
             self.draw_cork()
         self.sink = sink
-        self.paused = False
         self._become(STREAM)
         self.due = self.server.stream_due if self.out is None else self.server.write_due
         data = self.buffer[self.start :]
         self.buffer = b""
         self.start = 0
-        self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
+        self._listen()
         if data:
             self._feed_stream(data)
 
@@ -666,10 +631,9 @@ class Connection:
     def _skip_body(self) -> None:
         """Answered before its body was there: take the rest, within a bound, so that the connection can go on."""
         self.sink = UNREAD
-        self.paused = False
         self._become(BODY)
         self.due = self.server.body_due
-        self._arm(self.server.watch_mask, force=True)
+        self._listen()
 
     def _answer_options(self, request: Request) -> bytes:
         keep = response.CLOSE if self.closing else response.KEEP if request.fields.version == "1.0" else b""
@@ -751,8 +715,7 @@ class Connection:
         if not data:
             return
         if self.out is not None:
-            self.out.append(memoryview(data))
-            self.pending += len(data)
+            self.out.add(memoryview(data))
             return
         try:
             sent = self.sock.send(data, LAST if last else DONTWAIT)
@@ -792,13 +755,11 @@ class Connection:
         if self.closed:
             os.close(fd)
             return
-        os.set_blocking(self.fd, False)  # sendfile has no MSG_DONTWAIT
         if self.out is None:
             self._queue(File(fd, offset, count))
             self._flush()
         else:
-            self.out.append(File(fd, offset, count))
-            self.pending += count
+            self.out.add(File(fd, offset, count))
 
     def deliver(self, answer: bytes) -> None:
         """The whole of a late answer."""
@@ -812,12 +773,10 @@ class Connection:
 
     def call_when_drained(self, callback: Callable[[], object]) -> None:
         """Call back once: when little enough waits for the client, or it is gone."""
-        if self.closed or self.pending <= LOW:
+        if self.out is None:
             callback()
-        elif self.on_drained is None:
-            self.on_drained = [callback]
         else:
-            self.on_drained.append(callback)
+            self.out.call_when_drained(callback)
 
     def name(self) -> str:
         """The peer, for the log."""
@@ -855,19 +814,13 @@ class Connection:
         self.paused = False
 
     def _queue(self, piece: memoryview | File) -> None:
-        self.out = deque((piece,))
-        self.pending = len(piece)
+        self.out = Outgoing(self.sock, piece)
         self.due = self.server.write_due
-        self.unsent = self._ask_unsent()
         if self.stage == BUSY:
             self._arm_busy()
         elif self.stage == BODY or self.stage == STREAM:
             self._arm(self.server.watch_mask | OUT)
         # Else its turn is not over, and what ends it arms.
-
-    def _ask_unsent(self) -> int:
-        """Bytes that the kernel holds for the client (SIOCOUTQ, tcp(7))."""
-        return int.from_bytes(fcntl.ioctl(self.fd, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
 
     def draw_cork(self) -> None:
         """What was written leaves now; what comes is corked again."""
@@ -878,45 +831,23 @@ class Connection:
             pass  # a Unix socket has none, and a connection that is gone needs none
 
     def _flush(self) -> None:
-        """Send what waits, until all is gone or the kernel takes no more."""
+        """Send of what waits; when all is gone, the next stage."""
         out = self.out
-        moved = 0
-        while out and moved < FLUSH_TURN:
-            piece = out[0]
-            try:
-                if type(piece) is memoryview:
-                    sent = self.sock.send(piece, DONTWAIT)
-                else:
-                    assert isinstance(piece, File)
-                    sent = os.sendfile(self.fd, piece.fd, piece.offset, min(piece.count, SENDFILE))
-                    if sent == 0:  # the file has shrunk: what was promised cannot be sent
-                        raise OSError("file is shorter than it was")
-            except BlockingIOError:
-                break
-            except OSError:
-                self._lost()
-                return
-            moved += sent
-            self.pending -= sent
-            if sent == len(piece):
-                out.popleft()
-                if type(piece) is not memoryview:
-                    os.close(piece.fd)
-            elif type(piece) is memoryview:
-                out[0] = piece[sent:]
-            else:
-                piece.offset += sent
-                piece.count -= sent
+        if out is None:
+            return
+        try:
+            moved = out.flush()
+        except OSError:
+            self._lost()
+            return
         if moved:
             self.due = self.server.write_due
-            self.unsent = self._ask_unsent()
-        if self.on_drained is not None and self.pending <= LOW:
-            self._drained(self.on_drained)
-        if out:
+        if out.pending:
             # Edge-triggered, what is writable still is not said again unless asked for.
+            more = moved >= FLUSH_TURN
             if self.stage == FLUSH:
-                self._arm(OUT | self.server.flags, force=moved >= FLUSH_TURN)
-            elif moved >= FLUSH_TURN and self.mask >= 0:  # else its first turn is not over, and what ends it arms
+                self._arm(OUT | self.server.flags, force=more)
+            elif more and self.mask >= 0:  # else its first turn is not over, and what ends it arms
                 self._arm(self.mask, force=True)
             return
         self.out = None
@@ -926,11 +857,6 @@ class Connection:
             self.due = NEVER
         elif self.stage == STREAM:
             self.due = self.server.stream_due
-
-    def _drained(self, waiting: list[Callable[[], object]]) -> None:
-        self.on_drained = None
-        for callback in waiting:
-            callback()
 
     def _lost(self) -> None:
         """The client is gone before its answer was."""
@@ -963,12 +889,8 @@ class Connection:
         self.server.connections.discard(self)
         self.sock.close()
         if self.out is not None:
-            for piece in self.out:
-                if isinstance(piece, File):
-                    os.close(piece.fd)
-            self.out = None
-        if self.on_drained is not None:
-            self._drained(self.on_drained)
+            out, self.out = self.out, None
+            out.close()
         if self.sink is not None:
             sink, self.sink = self.sink, None
             sink.abort()
@@ -977,10 +899,14 @@ class Connection:
 
     def watch(self) -> None:
         """Tell epoll of a connection that it has not heard of."""
-        self.paused = False
         if self.stage == HEAD:
             self._become(HEAD)
-        self._arm(self.server.watch_mask | (OUT if self.out else 0))
+        self._listen()
+
+    def _listen(self) -> None:
+        """Hear the client, from what it has said already on, and of room where something waits for it."""
+        self.paused = False
+        self._arm(self.server.watch_mask | (OUT if self.out else 0), force=True)
 
     def _become(self, stage: int) -> None:
         self.stage = stage

@@ -7,7 +7,8 @@ from typing import Final
 
 from . import log, response, websocket
 from .asgi import CLIENT_LEFT, App, Call, ClientDisconnected, Host, Message, resolve
-from .connection import HIGH, LOW, NEVER, Connection
+from .connection import NEVER, Connection
+from .outgoing import HIGH, LOW
 from .request import Request
 from .scope import Scope
 from .websocket import BINARY, CLOSE, FAIL, PING, PONG, TEXT, Offer, Receiver, close_frame, frame
@@ -145,7 +146,7 @@ class Session:
                 if not isinstance(content, bytes | bytearray | memoryview):
                     raise TypeError("websocket.send has neither text nor bytes")
                 self._send_message(BINARY, bytes(content))
-            if self.connection.pending > HIGH:
+            if self.connection.out is not None and self.connection.out.full:
                 await self._drained()
         elif kind == "websocket.accept":
             self._accept(message)
@@ -213,7 +214,7 @@ class Session:
                 elif kind == BINARY:
                     self._push({"type": "websocket.receive", "bytes": payload}, len(payload))
                 elif kind == PING:
-                    if self._state == OPEN and connection.pending <= HIGH:
+                    if self._state == OPEN and (connection.out is None or not connection.out.full):
                         connection.write(frame(PONG, payload))
                 elif kind == CLOSE:
                     self._on_close(*payload)

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 from . import log, response
-from .connection import HIGH, Connection
+from .connection import Connection
 from .environ import Environ, FileWrapper
+from .outgoing import HIGH
 from .request import Request
 from .response import COPY_BELOW, KNOWN_HEADS, LAST_CHUNK, Head
 from .uploads import ExpectedInput
@@ -272,7 +273,7 @@ class Exchange:
         connection = self.connection
         if self.leading:
             connection.write(data)
-            if connection.pending <= HIGH:
+            if connection.out is None or not connection.out.full:
                 return
             self.step_down()
         else:
