@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from epollard.request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request, Shape
+from epollard.request import ChunkedBody, Fields, HeadReader, LengthBody, ProtocolError, Request
 
 DIRECTORY = Path(__file__).parent / "requests"
 LIMITS = (8192, 100, 65536)  # the defaults: bytes a request line, fields, bytes of all fields
@@ -94,12 +94,14 @@ def reader() -> HeadReader:
     return HeadReader(*LIMITS)
 
 
-def expert(head: bytes) -> Shape:
-    """What a head's client is known by, with its expression, as if many such heads had come."""
-    right = head.partition(b" HTTP/")[2].partition(b"\r\n\r\n")[0]
-    shape = reader()._read_fields(right).shape
-    shape.compile([line.partition(":")[0] for line in right.decode("latin-1").split("\r\n")])
-    return shape
+def expert(head: bytes) -> Fields:
+    """What is known of a head's client, with its expression, as if many such heads had come."""
+    block = head[head.index(b" HTTP/") : head.index(b"\r\n\r\n") + 4]
+    found = reader().read(b"GET /" + block)
+    assert found is not None
+    names = [line.partition(":")[0] for line in block[6:-4].decode("latin-1").split("\r\n")]
+    found.fields.shape.compile(names)
+    return found.fields
 
 
 def pieces(data: bytes, size: int) -> Iterator[bytes]:
@@ -108,7 +110,7 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
         yield data[start : start + size] if size else data
 
 
-def feed(reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY, shape: Shape | None = None) -> Outcome:
+def feed(reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY, last: Fields | None = None) -> Outcome:
     """One request from what is received. Nothing is read after a refusal."""
     buffer = body = b""
     request: Request | None = None
@@ -117,7 +119,7 @@ def feed(reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY, s
         for piece in received:
             buffer += piece
             if request is None:
-                request = reader.read(buffer, 0, shape)
+                request = reader.read(buffer, 0, last)
                 if request is None:
                     continue
                 buffer = buffer[request.size :]

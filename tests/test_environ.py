@@ -12,7 +12,7 @@ import pytest
 
 import corpus
 from epollard.environ import Environment, FileWrapper
-from epollard.request import Request
+from epollard.request import Fields, Request
 
 
 def read(data: bytes) -> Request:
@@ -108,16 +108,25 @@ def test_an_environ_is_the_applications_own():
         environ["HTTP_X"] = "changed"
 
 
-def test_requests_share_nothing_but_what_is_the_same():
-    """The same fields with another line, the same line with other fields, in any order: each has its own facts."""
+@pytest.mark.parametrize("clients", [0, 1, 2])
+def test_requests_share_nothing_but_what_is_the_same(clients):
+    """The same fields with another line, the same line with other fields, in any order: each has its own facts.
+
+    Each comes from a new client, all from one, or from two in turn.
+    """
     environment = Environment(threads=1, processes=1)
     reader = corpus.reader()
+    last: list[Fields | None] = [None] * clients
     for target, host in [("/a", "x"), ("/b", "x"), ("/a", "y"), ("http://z/b", "x"), ("/b", "y"), ("http://w/b", "x")] * 3:
-        request = reader.read(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        request = reader.read(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode(), 0, last.pop(0) if last else None)
         assert request is not None
-        environ = environment.make(request)
-        assert environ["REQUEST_URI"] == target
-        assert environ["HTTP_HOST"] == (target[7] if target.startswith("http") else host)
+        if clients:
+            last.append(request.fields)
+        for _ in range(2):
+            environ = environment.make(request)
+            assert environ["REQUEST_URI"] == target
+            assert environ["HTTP_HOST"] == (target[7] if target.startswith("http") else host)
+            environ.clear()
 
 
 @pytest.mark.parametrize("row", corpus.rows("valid"), ids=str)

@@ -67,10 +67,7 @@ def test_memory_is_measured():
 def test_one_at_a_time_and_none_while_others_start():
     """Of three that are worn out the second has its turn when the first is gone and its replacement ready."""
     wanted = settings("--max-requests", "1")
-    made = [
-        SimpleNamespace(record=[9] * 16, ready=True, ready_since=100.0, leaving=False, lot=0, worn="")
-        for _ in range(3)
-    ]
+    made = [SimpleNamespace(record=[9] * 16, ready=True, ready_since=100.0, leaving=False, lot=0, worn="") for _ in range(3)]
     first = next_worn(made, wanted, 101)
     assert first is made[0]
     assert first.worn == "has answered 9 requests"

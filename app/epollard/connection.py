@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, cast
 from . import log, response
 from .loop import EDGE, ERR, HUP, IN, ONESHOT, OUT, RDHUP, Loop
 from .outgoing import DONTWAIT, FLUSH_TURN, File, Outgoing
-from .request import ChunkedBody, HeadReader, LengthBody, ProtocolError, Request, Shape
+from .request import ChunkedBody, Fields, HeadReader, LengthBody, ProtocolError, Request
 from .response import CHUNKED, CLOSE, KEEP, Head
 
 # Bytes taken at once. Who has not sent more at once before is read into what CPython allocates by itself (512 bytes with the 33
@@ -204,6 +204,7 @@ class Connection:
         "due",
         "fd",
         "form",
+        "last",
         "local",
         "mask",
         "out",
@@ -211,7 +212,6 @@ class Connection:
         "peer",
         "room",
         "server",
-        "shape",
         "sink",
         "sock",
         "stage",
@@ -238,7 +238,7 @@ class Connection:
         self.mask = -1  # what epoll knows; -1: nothing
         self.due = server.header_due
         self.form: Any = None  # what an application interface made of peer and local
-        self.shape: Shape | None = None  # of the last head
+        self.last: Fields | None = None  # of the last head
 
     # Events.
 
@@ -449,14 +449,14 @@ class Connection:
         server = self.server
         while True:
             try:
-                request = server.read_head(data, start, self.shape)
+                request = server.read_head(data, start, self.last)
                 if request is None:
                     if start or not self.buffer:
                         self.due = server.header_due  # a head's deadline runs from its first byte
                     self.buffer = data[start:]
                     self.start = 0
                     break
-                self.shape = request.fields.shape
+                self.last = request.fields
                 start += request.size
                 if start != len(data):
                     self.buffer = data

@@ -63,11 +63,19 @@ class Environment:
         return form
 
     def _of_fields(self, fields: Fields) -> Environ:
+        if fields.form:
+            return cast(Environ, fields.form.copy())
+        environ = self._new_of_fields(fields)
+        if fields.again:
+            fields.form = environ.copy()
+        return environ
+
+    def _new_of_fields(self, fields: Fields) -> Environ:
         shape = fields.shape
         template, keys = shape.form or self._of_shape(shape)
         environ: Environ = template.copy()
         if keys is not None:
-            environ.update(zip(keys, fields.values, strict=True))
+            environ.update(zip(keys, fields.values))  # noqa: B905 - strict costs 80 ns, and they are of one length
             return environ
         for name, value in fields.items:
             key = _key(name)

@@ -3,9 +3,10 @@
 A reader has three outcomes and no more: a result, "more bytes needed", or `ProtocolError` with the status to answer. All that
 decides where a message ends is judged here and nowhere else.
 
-Clients repeat themselves, so what was judged once is remembered: a request line, the names of header fields, a host, and whole
-heads that come a second time. Names that come often become an expression which reads such heads at once, whatever the values.
-The caches are bounded, and never change an answer: same bytes, same judgement.
+Clients repeat themselves, so what was judged once is remembered: a request line, the names of header fields, a host, whole
+heads that come a second time, and of each client the fields of its last head. Names that come often become an expression which
+reads such heads at once, whatever the values. What is remembered is bounded, and never changes an answer: same bytes, same
+judgement.
 """
 
 import ipaddress
@@ -28,6 +29,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROLS: Final = bytes([*range(9), *range(10, 32), 127])
 # RFC 3986 3.3, 3.4, loosely: visible ASCII. A fragment (#) is never sent (RFC 9110 7.1).
 _TARGET: Final = re.compile(r"[!\"$-~]+")
+_LINE: Final = re.compile(r"[!-~]++ [!-~]++")  # a request line without its version, roughly
 # RFC 3986 3.2.2: reg-name (which covers IPv4), or an IP literal, then a port. Possessive: it cannot backtrack.
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++)(?::[0-9]{0,5})?")
 _DIGITS: Final = re.compile(r"[0-9]+")
@@ -63,10 +65,13 @@ class ProtocolError(Exception):
         self.reason = reason
 
 
+NO_REPLY: Final = ("", None, None)
+
+
 class Line:
     """A request line without its version: method and target. Shared by all requests with the same bytes, so never changed."""
 
-    __slots__ = ("authority", "form", "method", "path", "query", "target")
+    __slots__ = ("again", "authority", "form", "method", "path", "query", "reply", "target")
 
     def __init__(self, method: str, target: str, path: str, query: str, authority: str | None) -> None:
         self.method = method
@@ -75,6 +80,8 @@ class Line:
         self.query = query
         self.authority = authority  # of a target in absolute form, else None
         self.form: Any = None  # what an application interface made of it
+        self.again = False  # its answer had a known head before
+        self.reply: tuple[str, Any, Any] = NO_REPLY  # its last status and headers, and what they were judged to be
 
 
 class Shape:
@@ -102,7 +109,10 @@ class Shape:
 class Fields:
     """The version and the header fields of a request, judged. Never changed."""
 
-    __slots__ = ("chunked", "expect", "framed", "host", "keep_alive", "length", "shape", "values", "version")
+    __slots__ = (
+        *("again", "block", "chunked", "expect", "form", "framed", "host", "keep_alive", "length"),
+        *("shape", "values", "version"),
+    )
 
     def __init__(self, shape: Shape, values: Sequence[str]) -> None:
         self.shape = shape
@@ -114,6 +124,9 @@ class Fields:
         self.expect = False  # the client waits for "100 Continue"
         self.framed = False  # there is a body to read, or one is announced
         self.keep_alive = version != "1.0"
+        self.block: bytes | None = None  # what they were read from: from the space before the version to the empty line
+        self.again = False  # their client sends them again, so what is made of them is worth keeping
+        self.form: Any = None  # what an application interface made of them
 
     @property
     def items(self) -> list[tuple[str, str]]:
@@ -121,13 +134,10 @@ class Fields:
         return list(zip(self.shape.names, self.values, strict=True))
 
 
-NO_REPLY: Final = ("", None, None)
-
-
 class Request:
     """A head, and how many bytes it has. Shared by all requests with the same bytes, so never changed."""
 
-    __slots__ = ("fields", "form", "kept", "line", "plain", "reply", "size")
+    __slots__ = ("fields", "form", "kept", "line", "plain", "size")
 
     def __init__(self, line: Line, fields: Fields, size: int) -> None:
         self.line = line
@@ -135,7 +145,6 @@ class Request:
         self.size = size
         self.plain = fields.version == "1.1" and line.method != "HEAD"  # its answer needs no second look
         self.kept = False  # it is remembered, so what is made of it is worth keeping
-        self.reply: tuple[str, Any, Any] = NO_REPLY  # its last status and headers, and what they were judged to be
         self.form: Any = None  # what an application interface made of it
 
 
@@ -156,22 +165,29 @@ class HeadReader:
         self._seen: set[int] = set()
         self._safe = min(max_line, max_header_bytes)  # a head of so many bytes is over no limit but that of names
 
-    def read(self, data: bytes, start: int = 0, shape: Shape | None = None) -> Request | None:
-        """Read the head that begins at `start`. None: more bytes are needed. `shape`: what its client's last head had.
+    def read(self, data: bytes, start: int = 0, last: Fields | None = None) -> Request | None:
+        """Read the head that begins at `start`. None: more bytes are needed. `last`: what its client's last head had.
 
         Raises `ProtocolError` 400, 413, 414, 417, 431, 501, 505.
         """
-        if shape is not None and not start:
+        if last is not None and not start:
             known = self._requests.get(data)
             if known is not None:
                 return known
+            if last.block is not None and data.endswith(last.block):
+                left = data[: -len(last.block)].decode("latin-1")
+                # Nothing but a request line may stand before the fields.
+                if len(data) <= self._safe and (left in self._lines or _LINE.fullmatch(left)):
+                    last.again = True
+                    return self._remember(data, left, last)
+            shape = last.shape
             match = shape.match(data.decode("latin-1"))
             if match is not None and match.end() <= self._safe:
                 head = data[: match.end()]
                 if head is not data and head in self._requests:
                     return self._requests[head]
-                left, *values = match.groups()
-                return self._make(head, left, Fields(shape, values))
+                groups = match.groups()
+                return self._make(head, groups[0], Fields(shape, groups[1:]))
         end = data.find(b"\r\n\r\n", start)
         if end < 0:
             self._judge_part(data, start)
@@ -196,6 +212,12 @@ class HeadReader:
             _judge_framing(fields)
         if fields.shape.connection:
             _judge_connection(fields)
+        if len(head) <= CACHED_BYTES:
+            fields.block = head[len(left) :]
+        return self._remember(head, left, fields)
+
+    def _remember(self, head: bytes, left: str, fields: Fields) -> Request:
+        """A request of judged fields."""
         line = self._lines.get(left) or self._read_line(left)
         if line.authority is not None:
             fields = _with_host(fields, line.authority)
@@ -388,10 +410,11 @@ def _judge_framing(fields: Fields) -> None:
 
 def _judge_connection(fields: Fields) -> None:
     """Whether the connection goes on (RFC 9112 9.3)."""
-    text = ",".join([fields.values[index] for index in fields.shape.connection]).lower()
-    if text == "keep-alive":  # the usual one
+    where = fields.shape.connection
+    if len(where) == 1 and fields.values[where[0]] == "keep-alive":  # the usual one
         fields.keep_alive = True
         return
+    text = ",".join([fields.values[index] for index in where]).lower()
     options = [option.strip(" \t") for option in text.split(",")]
     fields.keep_alive = "close" not in options and (fields.version != "1.0" or "keep-alive" in options)
 

@@ -44,6 +44,11 @@ class Scopes:
     def _form(self, request: Request) -> Scope:
         line, fields = request.line, request.fields
         names, te, upgrade = fields.shape.form or self._of_shape(fields.shape)
+        headers = fields.form
+        if headers is None:
+            headers = list(zip(names, [value.encode("latin-1") for value in fields.values], strict=True))
+            if fields.again:
+                fields.form = headers
         extensions = _HTTP_10 if fields.version == "1.0" else _HTTP_11
         if te and fields.version == "1.1" and line.method != "HEAD" and takes_trailers(fields):
             extensions = _TRAILERS
@@ -53,7 +58,7 @@ class Scopes:
             "http_version": fields.version,
             "scheme": "http",
             "root_path": "",
-            "headers": list(zip(names, [value.encode("latin-1") for value in fields.values], strict=True)),
+            "headers": headers,
             "client": None,
             "server": None,
             "extensions": extensions,

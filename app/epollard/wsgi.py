@@ -122,16 +122,19 @@ class Exchange:
                 exc_info = None
         elif self.head is not None:
             raise AssertionError("start_response was called before, and no exc_info is given")
-        said, fields, head = self.request.reply
-        if headers == fields and status == said:  # as to the same request before
+        line = self.request.line
+        said, fields, head = line.reply
+        if headers == fields and status == said:  # as to the same request line before
             self.head = head
             return self.write
         try:
             self.head = KNOWN_HEADS[(status, *headers)]
         except (KeyError, TypeError):
             self.head = response.head(status, headers)
-        if self.request.kept and type(headers) is list:
-            self.request.reply = status, list(headers), self.head
+        else:
+            if line.again and type(headers) is list:
+                line.reply = status, list(headers), self.head
+            line.again = True
         return self.write
 
     def write(self, data: bytes) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import corpus
 from corpus import Found, Refused
-from epollard.request import ChunkedBody, HeadReader, ProtocolError, Shape
+from epollard.request import ChunkedBody, Fields, HeadReader, ProtocolError
 
 LIMITS = (64, 6, 160)
 
@@ -144,10 +144,10 @@ def witness(head: bytes) -> bool:
 # --- Heads -----------------------------------------------------------------------------------------------------------
 
 
-def judge(reader: HeadReader, data: bytes, start: int = 0, shape: Shape | None = None) -> object:
+def judge(reader: HeadReader, data: bytes, start: int = 0, last: Fields | None = None) -> object:
     """What a reader says of the bytes: never anything but a request, None or a `ProtocolError`."""
     try:
-        request = reader.read(data, start, shape)
+        request = reader.read(data, start, last)
     except ProtocolError as error:
         return Refused(error.status, error.reason)
     return request and Found(corpus.facts(request), data[start + request.size :])
@@ -193,7 +193,7 @@ def test_no_memory_changes_a_judgement(requests: list[bytes], places: list[int])
     experts = [corpus.expert(head) for head in good]
     for data in requests:
         for expert in experts:
-            assert judge(HeadReader(*LIMITS), data, shape=expert) == judge(HeadReader(*LIMITS), data)
+            assert judge(HeadReader(*LIMITS), data, last=expert) == judge(HeadReader(*LIMITS), data)
     for data in requests + requests:
         for piece in (cut(data, places)[0], data):
             assert judge(warm, piece) == judge(HeadReader(*LIMITS), piece)
