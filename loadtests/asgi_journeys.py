@@ -1,6 +1,6 @@
 """Journeys for `examples/fastapi`, beside those of `locustfile.py`: models, files, server-sent events. Contents are checked.
 
-    locust -f loadtests/locustfile.py,loadtests/asgi_journeys.py --host http://localhost:8000
+locust -f loadtests/locustfile.py,loadtests/asgi_journeys.py --host http://localhost:8000
 """
 
 import hashlib

@@ -32,6 +32,7 @@ POST = b"POST / HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nContent-Type: text/plain\r\n
 CASES: dict[str, tuple[Callable[[int], bytes], int]] = {
     "hello": (lambda n: HELLO, 1),
     "browser, the same again": (lambda n: BROWSER.format(n=1).encode(), 1),
+    "browser, only the path new": (lambda n: BROWSER.replace("{n}", str(n), 1).format(n=1).encode(), 1),
     "browser, every value new": (lambda n: BROWSER.format(n=n).encode(), 1),
     "16 pipelined": (lambda n: HELLO * PIPELINED, PIPELINED),
     "POST of 1 KiB": (lambda n: POST, 1),

@@ -810,8 +810,9 @@ class Connection:
             self._advance(data, start)
         if self.closed or self.stage != HEAD or (self.mask < 0 and not self.paused):
             return
-        self._arm(self.server.watch_mask, force=self.paused)
-        self.paused = False
+        if self.paused or self.server.oneshot or self.mask != self.server.watch_mask:
+            self._arm(self.server.watch_mask, force=self.paused)
+            self.paused = False
 
     def _queue(self, piece: memoryview | File) -> None:
         self.out = Outgoing(self.sock, piece)

@@ -63,8 +63,10 @@ class Environment:
         return form
 
     def _of_fields(self, fields: Fields) -> Environ:
+        environ: Environ
         if fields.form:
-            return cast(Environ, fields.form.copy())
+            environ = fields.form.copy()
+            return environ
         environ = self._new_of_fields(fields)
         if fields.again:
             fields.form = environ.copy()

@@ -29,7 +29,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROLS: Final = bytes([*range(9), *range(10, 32), 127])
 # RFC 3986 3.3, 3.4, loosely: visible ASCII. A fragment (#) is never sent (RFC 9110 7.1).
 _TARGET: Final = re.compile(r"[!\"$-~]+")
-_LINE: Final = re.compile(r"[!-~]++ [!-~]++")  # a request line without its version, roughly
+_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))  # good ones, in a word
 # RFC 3986 3.2.2: reg-name (which covers IPv4), or an IP literal, then a port. Possessive: it cannot backtrack.
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++)(?::[0-9]{0,5})?")
 _DIGITS: Final = re.compile(r"[0-9]+")
@@ -174,12 +174,15 @@ class HeadReader:
             known = self._requests.get(data)
             if known is not None:
                 return known
-            if last.block is not None and data.endswith(last.block):
+            if last.block is not None and data.endswith(last.block) and len(data) <= self._safe:
                 left = data[: -len(last.block)].decode("latin-1")
-                # Nothing but a request line may stand before the fields.
-                if len(data) <= self._safe and (left in self._lines or _LINE.fullmatch(left)):
+                line = self._lines.get(left)
+                # Nothing but a request line may stand before the fields, and that ends with the first version.
+                if line is None and "\n" not in left and " HTTP/" not in left:
+                    line = self._read_line(left)
+                if line is not None:
                     last.again = True
-                    return self._remember(data, left, last)
+                    return self._remember(data, line, last)
             shape = last.shape
             match = shape.match(data.decode("latin-1"))
             if match is not None and match.end() <= self._safe:
@@ -214,11 +217,10 @@ class HeadReader:
             _judge_connection(fields)
         if len(head) <= CACHED_BYTES:
             fields.block = head[len(left) :]
-        return self._remember(head, left, fields)
+        return self._remember(head, self._lines.get(left) or self._read_line(left), fields)
 
-    def _remember(self, head: bytes, left: str, fields: Fields) -> Request:
-        """A request of judged fields."""
-        line = self._lines.get(left) or self._read_line(left)
+    def _remember(self, head: bytes, line: Line, fields: Fields) -> Request:
+        """A request of a judged line and judged fields."""
         if line.authority is not None:
             fields = _with_host(fields, line.authority)
         request = Request(line, fields, len(head))
@@ -277,7 +279,7 @@ class HeadReader:
         if len(first) + _VERSION_LENGTH > self.max_line:
             raise ProtocolError(414, f"request line over {self.max_line} bytes")
         method, _, target = first.partition(" ")
-        if not _TOKEN.fullmatch(method):
+        if method not in _METHODS and not _TOKEN.fullmatch(method):
             raise ProtocolError(400, "bad method")
         if len(method) > _METHOD_LENGTH:  # RFC 9112 3
             raise ProtocolError(501, f"method over {_METHOD_LENGTH} bytes")

@@ -20,6 +20,7 @@ from peers.commands import ASGI_PEERS, PEERS, environment, server, versions  # n
 CASES: dict[str, tuple[str, Path | int]] = {
     "hello": ("app", HERE.parent / "report.lua"),
     "unique": ("app", HERE / "unique.lua"),
+    "paths": ("app", HERE / "paths.lua"),
     "pipelined": ("app", HERE / "pipelined.lua"),
     "10k": ("large", HERE.parent / "report.lua"),
     "asgi": ("asgi:app", HERE.parent / "report.lua"),
