@@ -32,7 +32,8 @@ def slot(index, kind):
 
 def facts(*kinds, wanted=0, known=0, going="", past=()):
     slots = [slot(index, kind) for index, kind in enumerate(kinds)]
-    return report.Facts(NOW, going, wanted or len(kinds), known, 1, slots, [], past or [0] * WIDTH)
+    processes = [process for slot in slots for process in slot.processes]
+    return report.Facts(NOW, going, wanted or len(kinds), known, 1, slots, processes, past or [0] * WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,11 @@ def test_counters_go_on_after_a_worker():
     made = facts("ready", past=past)
     made.slots[0].processes[0].record[REQUESTS] = 2
     assert "\nepollard_requests_total 42\n" in report.metrics(made)
+
+
+def test_who_drains_is_counted_though_its_slot_is_gone():
+    """A counter that falls while a worker drains, and rises when it is gone, would be taken for a new start (Prometheus)."""
+    one = facts("ready")
+    (drains,) = slot(1, "draining").processes
+    drains.record[REQUESTS] = 5
+    assert "\nepollard_requests_total 5\n" in report.metrics(one._replace(processes=[*one.processes, drains]))

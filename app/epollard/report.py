@@ -21,12 +21,8 @@ class Facts(NamedTuple):
     known: int  # workers that have once been ready all together; 0 before that
     generation: int
     slots: Sequence[Slot]
-    fading: Sequence[Slot]
+    processes: Sequence[Process]  # those of the slots, and what drains of slots that are gone
     past: Sequence[int]  # of workers that are gone: the sums of their records, by column
-
-    @property
-    def processes(self) -> list[Process]:
-        return [process for slot in (*self.slots, *self.fading) for process in slot.processes]
 
 
 def enough(facts: Facts) -> int:

@@ -270,7 +270,7 @@ class Supervisor:
             known=self._announced[1],
             generation=self._generation,
             slots=self._listeners.slots,
-            fading=self._listeners.fading,
+            processes=tuple(self._pool.processes.values()),
             past=self._pool.past,
         )
 
