@@ -2,9 +2,11 @@
 
 import errno
 import itertools
+import math
 import os
 import signal
 import socket
+import subprocess
 
 import pytest
 
@@ -240,7 +242,51 @@ def test_no_core_file_of_who_was_not_ready(pool, sent):
     assert sent == [(PID, signal.SIGTERM)]
 
 
+def test_who_may_take_his_time_does_until_somebody_waits(pool, sent, capfd):
+    """A worker that goes because the load fell has no deadline, but silence is punished; and one from when it is hurried."""
+    of = settings("--stuck-timeout", "60")
+    leaving, other = process(pool), process(pool, PID + 1)
+    pool.retire(leaving, NOW, math.inf, False)
+    for second in range(120):
+        for one in leaving, other:
+            one.record[HEARTBEAT] = int((NOW + second) * 1e9)
+        pool.look(NOW + second, of)
+    assert sent == [(PID, signal.SIGTERM)]
+    assert pool.lingering == [leaving]
+    pool.hurry(NOW + 120, 30, "why")
+    pool.hurry(NOW + 140, 30, "why")
+    assert pool.lingering == []
+    assert leaving.deadline == NOW + 150
+    said = f"why: worker 0 (pid {PID}), which drains, may finish what it has begun within 30 s\n"
+    assert capfd.readouterr().err.count(said) == 1
+    assert not other.leaving
+
+
+def test_who_lingers_and_is_silent_is_killed(pool, sent):
+    """To have time is not to be forgotten."""
+    leaving = process(pool)
+    pool.retire(leaving, NOW, math.inf, False)
+    for second in range(61):
+        pool.look(NOW + second, settings("--stuck-timeout", "60"))
+    assert leaving.doom == "silent for 60 s"
+
+
 # Death.
+
+
+def test_the_dead_are_sorted_out(pool):
+    """Who died early comes back with its code, who was asked to go does not, and of others the other one is told."""
+    slot, told = Slot(0, []), []
+    died = fork(pool, slot)
+    asked = fork(pool, slot)
+    asked.leaving = True
+    child = subprocess.Popen(["false"])
+    for pid in died.pid, asked.pid, child.pid:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert pool.reap(NOW, lambda *dead: told.append(dead)) == [(died, 0)]
+    assert told == [(child.pid, 1)]
+    assert pool.processes == {}
+    child.returncode = 1
 
 
 @pytest.mark.parametrize(

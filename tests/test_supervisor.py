@@ -2,14 +2,15 @@
 
 import errno
 import itertools
+import math
 import os
+import signal
 import socket
-import subprocess
 from types import SimpleNamespace
 
 import pytest
 
-from epollard import config, supervisor
+from epollard import cgroup, config, supervisor
 from epollard.scoreboard import HEARTBEAT, READY, STATE
 from epollard.slots import Process, Slot
 from epollard.supervisor import Supervisor
@@ -52,17 +53,17 @@ def sent(monkeypatch):
     return found
 
 
-def process(of):
-    """A worker of the first slot, as the supervisor would know it."""
+def process(of, at=0):
+    """A worker of that slot, as the supervisor would know it."""
     record = of._pool._scoreboard.claim()
     record[STATE] = READY
     record[HEARTBEAT] = int(of._now * 1e9)
     channel = socket.socket()
     channel.close()
-    slot = of._listeners.slots[0]
-    found = Process(PID, slot, of._generation, record, -1, channel, of._now)
+    slot = of._listeners.slots[at]
+    found = Process(PID + at, slot, of._generation, record, -1, channel, of._now)
     found.ready_since = of._now
-    of._pool.processes[PID] = found
+    of._pool.processes[PID + at] = found
     slot.processes.append(found)
     return found
 
@@ -113,17 +114,6 @@ def test_no_free_record_is_no_crash(started, clock, monkeypatch, capfd):
     assert "worker 0 cannot be started: all 0 records of the scoreboard are taken" in capfd.readouterr().err
 
 
-def test_unknown_children_are_reaped(started):
-    """A child that is nobody's worker is collected and forgotten."""
-    of = started("--workers", "1")
-    child = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    of._reap()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(child.pid, 0)
-    child.returncode = 0
-
-
 def test_a_reload_ends_a_series_of_early_deaths(started, clock):
     """Mended code is not made to wait for what the broken code has done."""
     of = started("--workers", "1")
@@ -159,3 +149,71 @@ def test_a_listener_that_cannot_be_had_is_no_worker_more(started, clock, sent, c
     assert capfd.readouterr().err.count("no worker more: another listener cannot be had: Too many open files") == 1
     assert len(of._listeners.slots) == of._workers == 1
     assert joined[0].fileno() == -1  # closed
+
+
+@pytest.fixture
+def elastic(started, clock, sent, monkeypatch):
+    """A supervisor of one to two workers, and the one that goes because the load fell."""
+    of = started("--workers", "2", "--graceful-timeout", "30", "--stuck-timeout", "2h")
+    of._pool.proven = 1
+    process(of)
+    going = process(of, 1)
+    of._elastic = SimpleNamespace(next_look=0.0, look=lambda *_: (1, ""))
+    monkeypatch.setattr(cgroup, "memory_room", lambda: 2**30)
+    for _ in range(4):
+        of._step()
+        clock.now += 1
+    assert sent == [(PID + 1, signal.SIGTERM)]
+    return of, going
+
+
+def test_who_goes_because_the_load_fell_is_not_hurried(elastic, clock, sent):
+    """Nobody waits for its end: what it has begun may take an hour."""
+    of, going = elastic
+    for _ in range(3600 // 2):
+        of._step()
+        clock.now += 2
+    assert going.deadline == math.inf
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize("by", ["memory", "reload", "scale", "stop"])
+def test_who_lingers_is_hurried_when_somebody_waits(elastic, clock, monkeypatch, by):
+    """Memory that is short, a reload, another number by command, a stop: from then on it has the graceful timeout."""
+    of, going = elastic
+    if by == "memory":
+        monkeypatch.setattr(cgroup, "memory_room", lambda: -1)
+        of._step()
+    elif by == "reload":
+        of.reload("test")
+    elif by == "scale":
+        of.scale(1, 1, "test")
+    else:
+        of._stop(supervisor.GRACEFUL, "")
+    assert going.deadline == of._now + 30
+
+
+def test_an_order_hurries_who_is_about_to_be_asked_to_go(started, clock, sent):
+    """In the second before, in which handshakes end, as much as after it."""
+    of = started("--workers", "2", "--graceful-timeout", "30")
+    going = (process(of), process(of, 1))[1]
+    of._elastic = SimpleNamespace(next_look=0.0, look=lambda *_: (1, ""))
+    of._step()
+    assert of._listeners.fading == [going.slot]
+    of.scale(1, 1, "test")
+    clock.now += 2
+    of._step()
+    assert sent == [(PID + 1, signal.SIGTERM)]
+    assert going.deadline == of._now + 30
+
+
+def test_who_goes_because_it_was_told_to_has_a_deadline(started, clock, sent):
+    """TTOU is an order, and somebody may wait for it to be carried out."""
+    of = started("--workers", "2", "--graceful-timeout", "30")
+    process(of)
+    going = process(of, 1)
+    of._obey(signal.SIGTTOU, set())
+    while not sent:
+        of._step()
+        clock.now += 1
+    assert going.deadline == of._now + 30

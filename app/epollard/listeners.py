@@ -47,12 +47,16 @@ class Listeners:
             self._balance.look(now, self.slots, self.fading)
         return self._balance.next_look
 
-    def resize(self, now: float, wanted: int) -> int:
-        """Have so many slots; those that are too many fade. Returns how many there are, fewer where no listener can be had."""
+    def resize(self, now: float, wanted: int, patient: bool = False) -> int:
+        """Have so many slots; those that are too many fade (`patient`: and their workers may take their time).
+
+        Returns how many there are, fewer where no listener can be had.
+        """
         steered = self._balance.steering.groups
         while len(self.slots) > wanted:
             slot = self.slots.pop()
             slot.fades_at = now + (HANDSHAKE if steered else doors.SHUT)
+            slot.patient = patient
             if not steered:
                 _shut(slot)
             self.fading.append(slot)

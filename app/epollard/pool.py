@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from . import cgroup, log
@@ -216,12 +217,41 @@ class Pool:
         # Before it is ready it has nothing to lose, and QUIT would leave a core file.
         os.kill(process.pid, signal.SIGQUIT if quick and process.ready else signal.SIGTERM)
 
+    @property
+    def lingering(self) -> list[Process]:
+        """Those that were asked to go and may take their time."""
+        return [process for process in self.processes.values() if process.leaving and process.deadline == math.inf]
+
+    def hurry(self, now: float, grace: float, why: str) -> None:
+        """Give those that linger `grace` seconds."""
+        for process in self.lingering:
+            process.leave(now, grace)
+            log.info(f"{why}: {process}, which drains, may finish what it has begun within {grace:g} s")
+
     def memory(self) -> int:
         """Bytes that a worker uses, on an average."""
         used = [memory(process.pid) for process in self.processes.values() if process.ready]
         return sum(used) // max(len(used), 1)
 
     # Death.
+
+    def reap(self, now: float, other: Callable[[int, int], bool]) -> list[tuple[Process, int]]:
+        """Bury the dead. Returns as `bury`, with exit codes. `other` is asked whether it knows those that are not ours."""
+        early: list[tuple[Process, int]] = []
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return early
+            if not pid:
+                return early
+            code = os.waitstatus_to_exitcode(status)
+            if pid in self.processes:
+                process = self.bury(pid, code, now)
+                if process is not None:
+                    early.append((process, code))
+            elif not other(pid, code):  # an orphan that came to us because we are PID 1
+                log.debug(f"reaped process {pid}, which is not ours")
 
     def bury(self, pid: int, code: int, now: float) -> Process | None:
         """Say why it died. Returns it where that was early, its own doing, and nobody had asked it to go."""

@@ -29,6 +29,7 @@ class Slot:
         self.failures = 0  # early deaths in a row
         self.next_attempt = 0.0
         self.fades_at = math.inf  # when its worker is asked to go, because there are too many
+        self.patient = False  # and whether it may then take its time
         # As `look` found it.
         self.waiting = 0  # connections in its queues
         self.accepted = 0  # by its processes

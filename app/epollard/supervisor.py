@@ -8,7 +8,6 @@ loop, may run at any time, and does nothing where there is nothing to do. It sta
 import dataclasses
 import faulthandler
 import math
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -178,6 +177,7 @@ class Supervisor:
         self._workers = min(max(self._workers, least), most)
         wanted = self._elastic or f"{self._workers}"
         log.info(f"{why}: {wanted} workers wanted" + (f"; no longer {was}" if was else ""))
+        self._hurry(why)
         return ""
 
     def reload(self, why: str) -> str:
@@ -204,6 +204,7 @@ class Supervisor:
             slot.failures = 0  # of the old code
             slot.next_attempt = 0.0
         log.info(f"{why}: replacing all workers by generation {self._generation}")
+        self._hurry(why)
         return ""
 
     def upgrade(self, why: str) -> str:
@@ -280,7 +281,8 @@ class Supervisor:
         """Do what the facts and the wish call for. In a forked child: its worker."""
         self._now = time.monotonic()
         self._wake_at = math.inf
-        self._reap()
+        for dead, code in self._pool.reap(self._now, self._upgrade.buried):
+            self._bereaved(dead, code)
         for process in self._pool.look(self._now, self._config):
             (log.info if self._announced[0] else log.debug)(f"{process} is ready")
         self._due(self._pool.next_look)
@@ -331,9 +333,11 @@ class Supervisor:
         if self._elastic and not self._upgrade.under_way and self._due(self._elastic.next_look):
             wish, why = self._elastic.look(self.facts(), cgroup.memory_room, self._pool.memory)
             self._due(self._elastic.next_look)
-            self._workers = wish
             if why:
                 log.info(f"{why}: {wish} workers wanted")
+            self._workers = self._listeners.resize(self._now, wish, patient=True)
+            if self._pool.lingering and (cgroup.memory_room() or 0) < 0:
+                self._hurry("memory is short")
 
     def _succeed(self) -> None:
         """Take the next step of an upgrade, as the new one or as the old one."""
@@ -387,7 +391,7 @@ class Supervisor:
                 self._listeners.fade(slot, late=self._now > slot.fades_at + self._config.graceful_timeout)
                 for process in slot.processes:
                     if not process.leaving:
-                        self._retire(process)
+                        self._retire(process, slot.patient)
 
     def _lacks(self, slot: Slot) -> bool:
         """Whether a worker is to be started for `slot` now. Retires those that have been replaced."""
@@ -437,27 +441,18 @@ class Supervisor:
         self._upgrade.disown()
         self._listeners.disown(slot)
 
-    def _retire(self, process: Process) -> None:
+    def _retire(self, process: Process, patient: bool = False) -> None:
         """Ask it to go: to drain or, where the server stops quickly, to drop everything."""
         quick = self._stopping == QUICK
         process.record[STAYS] = not self._stopping or self._upgrade.over
-        self._pool.retire(process, self._now, QUICK_GRACE if quick else self._config.graceful_timeout, quick)
+        grace = QUICK_GRACE if quick else math.inf if patient else self._config.graceful_timeout
+        self._pool.retire(process, self._now, grace, quick)
 
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            code = os.waitstatus_to_exitcode(status)
-            if pid in self._pool.processes:
-                process = self._pool.bury(pid, code, self._now)
-                if process is not None:
-                    self._bereaved(process, code)
-            elif not self._upgrade.buried(pid, code):  # an orphan that came to us because we are PID 1
-                log.debug(f"reaped process {pid}, which is not ours")
+    def _hurry(self, why: str) -> None:
+        """Nobody has waited for the end of those who may take their time. Now somebody does."""
+        for slot in self._listeners.fading:
+            slot.patient = False
+        self._pool.hurry(self._now, self._config.graceful_timeout, why)
 
     def _bereaved(self, process: Process, code: int) -> None:
         """Draw the consequence of an early death."""

@@ -1,5 +1,6 @@
 """`--workers MIN..MAX` under real load: as many as are needed, no flapping, nobody lost; and who overrules it."""
 
+import contextlib
 import json
 import re
 import signal
@@ -14,6 +15,12 @@ CONTROL = "apps.control:app"
 ANY = "127.0.0.1:0"
 SOON = 30 * SCALE
 LATE = 60 * SCALE  # half a minute of quiet, and the end of a worker
+
+
+def metric(server, name):
+    with Client(server.admin) as client:
+        text = client.get("/metrics", host="localhost").text
+    return next(float(line.removeprefix(name + " ")) for line in text.splitlines() if line.startswith(name + " "))
 
 
 @pytest.mark.timeout(240 * SCALE)
@@ -37,6 +44,33 @@ def test_it_grows_stays_and_shrinks_under_load(start):
     assert wanted == sorted(wanted[:peak]) + sorted(wanted[peak:], reverse=True), server.log  # up, and then down
     assert one.failures == []
     assert many.failures == []
+
+
+@pytest.mark.timeout(120 * SCALE)
+def test_what_a_worker_has_begun_it_may_finish_when_the_load_falls(start, tmp_path):
+    """Nobody waits for its end: a request longer than the graceful timeout is answered. Nothing is uncounted meanwhile."""
+    server = start(CONTROL, workers=2, graceful_timeout=1, admin=ANY)
+    file = tmp_path / "done"
+    with contextlib.ExitStack() as stack:
+        client = None
+        while client is None or client.get("/env").text != "1 1":  # of the worker that will go
+            client = stack.enter_context(Client(server.address))
+        client.request(f"/until?{file}")
+        wait_for((tmp_path / "done.running").exists)
+        answered = metric(server, "epollard_requests_total")
+        with Client(server.admin) as control:
+            control.post("/scale?workers=1..2", b"", host="localhost")
+        server.wait_log("% busy: 1 workers wanted", seconds=LATE)
+        wait_for(lambda: metric(server, 'epollard_workers{state="draining"}') == 1)
+        steady = time.monotonic() + 8  # a worker without a supervisor would be gone by now as well
+        while time.monotonic() < steady:
+            assert metric(server, 'epollard_workers{state="draining"}') == 1
+            assert metric(server, "epollard_requests_total") >= answered
+            time.sleep(0.1)  # the promise is that nothing happens
+        file.touch()
+        assert client.response().text == "done"
+    wait_for(lambda: len(server.workers()) == 1)
+    assert "killed" not in server.log
 
 
 def test_a_signal_pins_the_number(start):

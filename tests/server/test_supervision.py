@@ -262,6 +262,23 @@ def test_a_worker_outlives_its_supervisor_only_to_finish(start, tmp_path):
     wait_for(lambda: not any(map(alive, workers)))
 
 
+@pytest.mark.parametrize("drains", [False, True])
+def test_without_a_supervisor_there_is_a_deadline_too(start, tmp_path, drains):
+    """Nobody is left to kill a worker that does not end: it ends itself, also where it was draining already."""
+    server = start(CONTROL, workers=1, graceful_timeout=3)
+    (worker,) = server.workers()
+    with server.connect() as client:
+        client.request(f"/until?{tmp_path}/never")
+        wait_for((tmp_path / "never.running").exists)
+        if drains:
+            os.kill(worker, signal.SIGTERM)
+            wait_for(lambda: len(server.workers()) == 2)
+        os.kill(server.pid, signal.SIGKILL)
+        assert server.ended() == -signal.SIGKILL
+        wait_for(lambda: not alive(worker), lambda: server.log)
+    assert "not drained in time: connections are cut" in server.log
+
+
 SUBREAPER = """
 import ctypes, os, sys
 assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER, which exec keeps: prctl(2)
