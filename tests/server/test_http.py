@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from epollard.connection import RECEIVE, RECEIVE_FIRST
 from gates import Gate
 from harness import WAIT, Client, wait_for
 
@@ -105,6 +106,27 @@ def test_what_is_remembered_of_a_request_changes_nothing(server, request_line, c
             answers.append((answer.version, answer.status, lines, answer.body))
     assert answers == answers[:1] * 5
     assert (answers[0][3] == b"") == (method == b"HEAD" or b"/status" in request_line)
+
+
+@pytest.mark.parametrize("closing", [b"", b"Connection: close\r\n"], ids=["stays", "closes"])
+@pytest.mark.parametrize("filled", [RECEIVE_FIRST, RECEIVE, RECEIVE_FIRST + RECEIVE])
+def test_a_head_that_just_fills_what_it_is_read_into(server, filled, closing):
+    """A byte less, exactly as much, a byte more: nobody waits for what is there already, nor for what is not to come."""
+    for size in range(filled - 2, filled + 3):
+        empty = b"GET /hello HTTP/1.1\r\nHost: test\r\n" + closing + b"X: \r\n\r\n"
+        head = empty[:-4] + b"x" * (size - len(empty)) + b"\r\n\r\n"
+        assert len(head) == size
+        for first in b"", GET % b"/hello":
+            with server.connect() as client:
+                if first:
+                    client.send(first).response()
+                for _ in range(1 if closing else 3):
+                    assert client.send(head).response().body == b"Hello, world!"
+                if not closing:
+                    client.send(head + GET % b"/target").response()
+                    assert client.response().text == "/target"
+                else:
+                    assert client.closed()
 
 
 def test_pipelined_requests_are_answered_in_order_in_one_send(server):
