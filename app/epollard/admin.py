@@ -31,7 +31,6 @@ RECEIVE: Final = 16384
 LIMITS: Final = (2048, 64, 16384)
 PARAMETERS: Final = 8  # of a query
 
-_TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
 
 
