@@ -111,14 +111,17 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def feed(reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY, last: Fields | None = None) -> Outcome:
-    """One request from what is received. Nothing is read after a refusal."""
+    """One request from what is received, as a connection reads it. Nothing is read after a refusal."""
     buffer = body = b""
     request: Request | None = None
     decoder: LengthBody | ChunkedBody | None = None
     try:
         for piece in received:
+            searched = len(buffer)
             buffer += piece
             if request is None:
+                if searched and reader.unfinished(buffer, searched):
+                    continue
                 request = reader.read(buffer, 0, last)
                 if request is None:
                     continue

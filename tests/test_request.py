@@ -263,6 +263,17 @@ def test_no_byte_is_dear(name: str, data: bytes, size: int):
     assert seconds(lambda: corpus.feed(corpus.reader(), corpus.pieces(data, size))) < limit * len(data) + 2e-3
 
 
+def test_no_byte_of_a_long_head_is_dear():
+    """Nor is one that comes behind 50,000 others, of a client whose last head made an expression that would read them all."""
+    reader = corpus.reader()
+    for number in range(COMPILE_AFTER):
+        last = reader.read(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+    assert last is not None
+    begun, more = b"GET / HTTP/1.1\r\nHost: " + b"a" * 50_000, 10_000
+    pieces = [begun, *[b"a"] * more]
+    assert seconds(lambda: corpus.feed(reader, pieces, last=last.fields)) < 20e-6 * more + 2e-3
+
+
 # --- Memory ----------------------------------------------------------------------------------------------------------
 
 

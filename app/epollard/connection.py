@@ -96,6 +96,7 @@ class Server:
     def __init__(self, loop: Loop, reader: HeadReader, application: Application) -> None:
         self.loop = loop
         self.read_head = reader.read
+        self.unfinished = reader.unfinished
         self.usual = reader.usual
         self.parting = reader.parting
         self.answer = application.answer
@@ -263,7 +264,9 @@ class Connection:
         if len(data) == self.room:
             data = self._receive_more(data)
         if self.buffer:
-            data = self.buffer + data
+            if self._unfinished(data, events):
+                return
+            data = self.buffer
         elif events == IN and data in server.usual:
             # The usual case, written out: one request, known to the byte; one answer, all of it taken by the kernel.
             application = server.answer  # `server.answer(...)` looks for a method first
@@ -311,6 +314,21 @@ class Connection:
                 return
             self._queue(memoryview(answer)[sent:])
         self._answered()
+
+    def _unfinished(self, data: bytes, events: int) -> bool:
+        """Whether a head that lacks its end lacks it with these bytes, too: what came before them is not searched again."""
+        server = self.server
+        searched = len(self.buffer)
+        self.buffer += data
+        try:
+            if not server.unfinished(self.buffer, searched):
+                return False
+        except ProtocolError as error:
+            self.reject(error)
+            return True
+        if server.flags and (len(data) >= server.ask_from or events & RDHUP):  # as in `_advance_armed`
+            self._arm(server.watch_mask, force=True)
+        return True
 
     def _receive_more(self, data: bytes) -> bytes:
         """What is behind bytes that filled their buffer, where that was a small one."""

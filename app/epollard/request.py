@@ -198,6 +198,16 @@ class HeadReader:
         head = data[start : end + 4]
         return self._requests.get(head) or self._read_head(head)
 
+    def unfinished(self, data: bytes, searched: int) -> bool:
+        """Whether the head at the start of `data`, which did not end within the first `searched` bytes, does not end at all.
+
+        What `read` would say with None, or raise, without a look at all of it for each piece that comes.
+        """
+        if data.find(b"\r\n\r\n", max(searched - 3, 0)) >= 0:
+            return False
+        self._judge_part(data, 0)
+        return True
+
     def _read_head(self, head: bytes) -> Request:
         # A target holds no space, so the first " HTTP/" ends it.
         left, _, right = head[:-4].partition(b" HTTP/")

@@ -198,6 +198,21 @@ def test_a_request_may_come_byte_by_byte(server):
         assert client.response().body == b"Hello, world!"
 
 
+def test_a_long_head_may_come_in_pieces_of_any_size(server):
+    """Its end is found wherever it is cut, and what follows it is left alone."""
+    fields = b"X: " + b"a" * 60_000
+    pieces = [b"GET", b" ", b"/hello HTTP/1.1\r\nHost: test\r\n", fields[:20_000], fields[20_000:50_000], fields[50_000:]]
+    with server.connect() as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or a small piece waits for the next one
+        for end in ([b"\r\n\r\n"], [b"\r\n\r", b"\n"], [b"\r\n", b"\r\n"], [b"\r", b"\n\r\n"], [b"\r\n\r\n" + GET % b"/hello"]):
+            for piece in pieces + end:
+                client.send(piece)
+                server.get("/hello")  # by now it is read
+            assert client.response().body == b"Hello, world!"
+        assert client.response().body == b"Hello, world!"
+        assert client.quiet(0.1)
+
+
 @pytest.mark.parametrize(
     "target", ["/hello", "/size?n=100000", "/stream?n=3", "/stream?n=3&length=1", "/written", "/target", "/pieces", "/raises"]
 )
@@ -428,6 +443,16 @@ def test_the_last_request_and_the_end_in_one_packet(server, target):
         client.socket.send(GET % target.encode(), socket.MSG_MORE)
         client.half_close()
         assert client.response().status == 200
+        assert client.closed()
+
+
+def test_more_of_a_head_and_the_end_in_one_packet(server):
+    """A head that will never be whole is waited for no longer."""
+    with server.connect() as client:
+        client.send(b"GET /hello HT")
+        server.get("/hello")  # by now it is read
+        client.socket.send(b"TP/1.1\r\n", socket.MSG_MORE)
+        client.half_close()
         assert client.closed()
 
 
