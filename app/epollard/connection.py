@@ -295,25 +295,14 @@ class Connection:
             self._advance(data, 0)
 
     def _part(self, request: Request) -> None:
-        """The usual end, written out: the one request of a connection, or its last."""
+        """The usual end: the one request of a connection, or its last, known to the byte."""
         self.closing = True
         application = self.server.answer
         answer = application(self, request)
-        if answer is None or self.closed:
-            return
-        if answer:
-            try:
-                sent = self.sock.send(answer, LAST)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._lost()
-                return
-            if sent == len(answer):
-                self.close()
-                return
-            self._queue(memoryview(answer)[sent:])
-        self._answered()
+        if answer is not None:
+            self.write(answer, True)
+            if not self.closed:
+                self._answered()
 
     def _unfinished(self, data: bytes, events: int) -> bool:
         """Whether a head that lacks its end lacks it with these bytes, too: what came before them is not searched again."""
@@ -361,12 +350,7 @@ class Connection:
                 return
             if self.out is None:
                 self._arm(self.server.watch_mask)
-        try:
-            data = self.sock.recv(RECEIVE_BODY, DONTWAIT)
-        except BlockingIOError:
-            data = None
-        except OSError:
-            data = b""
+        data = self._receive()
         if data == b"":
             self.server.aborted += 1
             log.debug(f"{self.name()} left in the middle of a request's body")
@@ -404,12 +388,7 @@ class Connection:
                 return
             if self.out is None and not self.server.oneshot:
                 self._arm(self.server.watch_mask)
-        try:
-            data = self.sock.recv(RECEIVE_BODY, DONTWAIT)
-        except BlockingIOError:
-            data = None
-        except OSError:
-            data = b""
+        data = self._receive()
         if data == b"":
             self.close()
             return
@@ -429,18 +408,22 @@ class Connection:
 
     def on_linger(self, events: int) -> None:
         """The answer is sent; what the client still sends is thrown away, within a bound, before the close."""
-        try:
-            data = self.sock.recv(RECEIVE_BODY, DONTWAIT)
-        except BlockingIOError:
-            data = None
-        except OSError:
-            data = b""
+        data = self._receive()
         if data is not None:
             self.start += len(data)
             if not data or self.start > LINGER_BYTES:
                 self.close()
                 return
         self._arm(self.server.watch_mask, force=self.server.flags != 0)
+
+    def _receive(self) -> bytes | None:
+        """What has come. None: nothing yet. Empty: no more will, the client is gone."""
+        try:
+            return self.sock.recv(RECEIVE_BODY, DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
 
     def on_deadline(self) -> None:
         """`due` has passed."""
