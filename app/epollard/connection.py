@@ -315,7 +315,7 @@ class Connection:
         except ProtocolError as error:
             self.reject(error)
             return True
-        if server.flags and (len(data) >= server.ask_from or events & RDHUP):  # as in `_advance_armed`
+        if self._asks_again(data, events):
             self._arm(server.watch_mask, force=True)
         return True
 
@@ -329,9 +329,13 @@ class Connection:
         except OSError:  # there is no more yet; or the client is gone, which the next event tells
             return data
 
+    def _asks_again(self, data: bytes, events: int) -> bool:
+        """Whether epoll, which says things once, is to be asked again: always (one-shot), or where bytes may be left (edge)."""
+        return self.server.flags != 0 and (len(data) >= self.server.ask_from or events & RDHUP != 0)
+
     def _advance_armed(self, data: bytes, events: int) -> None:
-        """As level-triggered, but epoll says things once: ask again where it must (one-shot) or bytes may be left (edge)."""
-        ask = self.server.flags != 0 and (len(data) >= self.server.ask_from or events & RDHUP != 0)
+        """As `_advance`; and ask epoll again, where that is to be."""
+        ask = self._asks_again(data, events)
         self.paused = ask
         self._advance(data, 0)
         if self.closed:

@@ -63,14 +63,13 @@ class Environment:
         return form
 
     def _of_fields(self, fields: Fields) -> Environ:
-        environ: Environ
-        if fields.form:
-            environ = fields.form.copy()
-            return environ
-        environ = self._new_of_fields(fields)
-        if fields.again:
-            fields.form = environ.copy()
-        return environ
+        known: Environ | None = fields.form
+        if known is None:
+            known = self._new_of_fields(fields)
+            if not fields.again:
+                return known
+            fields.form = known
+        return known.copy()
 
     def _new_of_fields(self, fields: Fields) -> Environ:
         shape = fields.shape
