@@ -1,6 +1,7 @@
 """Fixtures that start the real server. A test says what it needs; it never stops, cleans up or waits by itself."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         trigger = mark.kwargs.get("trigger")
         modes = [mode for mode in (*WSGI, *ASGI) if mode.interface in mark.args and trigger in (None, mode.trigger)]
         metafunc.parametrize("mode", modes, ids=str, scope="module", indirect=True)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The signals that are sent, with the pids, which nobody gets."""
+    found: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: found.append((pid, number)))
+    return found
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from epollard import config, doors
+from epollard import doors
 from epollard.listeners import HANDSHAKE, Listeners
 from epollard.loop import Loop
 from epollard.steering import waiting
 from harness import wait_for
+from staff import settings
 
 NOW = 1000.0
 CLIENTS = 64  # all of them in one of two queues: once in 2**63
@@ -26,7 +27,7 @@ def opened():
 
     def opened(slots, *words, bind="127.0.0.1:0"):
         found = Listeners(loop)
-        found.bind(config.load(config.parse_arguments(["--bind", bind, *words]).given, {}).config, slots, [])
+        found.bind(settings("--bind", bind, *words), slots, [])
         made.append(found)
         return found
 

@@ -5,23 +5,18 @@ import itertools
 import math
 import os
 import signal
-import socket
 import subprocess
 
 import pytest
 
-from epollard import cgroup, config
+from epollard import cgroup
 from epollard.loop import Loop
 from epollard.pool import Pool
 from epollard.scoreboard import DRAINING, FREE, HEARTBEAT, READY, REQUESTS, STARTING, STATE
-from epollard.slots import Process, Slot
+from epollard.slots import Slot
+from staff import PID, abandon, hire, settings
 
-PID = 2**22 + 1  # beyond what the kernel gives (proc_sys_kernel(5), pid_max)
 NOW = 1000.0
-
-
-def settings(*words):
-    return config.load(config.parse_arguments(words).given, {}).config
 
 
 @pytest.fixture
@@ -32,31 +27,12 @@ def pool(monkeypatch):
     made = Pool(loop)
     yield made
     loop.close()
-    for fd in (made._bell, made._lifeline, made._lifeline_writer):
-        os.close(fd)
-
-
-@pytest.fixture
-def sent(monkeypatch):
-    """The signals that are sent, which nobody gets."""
-    found = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: found.append((pid, number)))
-    return found
+    abandon(made)
 
 
 def process(pool, pid=PID, state=READY, slot=None):
     """A worker as the pool would know it, at `NOW`."""
-    record = pool._scoreboard.claim()
-    record[STATE] = state
-    record[HEARTBEAT] = int(NOW * 1e9)
-    channel = socket.socket()
-    channel.close()
-    found = Process(pid, slot or Slot(0, []), 1, record, -1, channel, NOW)
-    if state >= READY:
-        found.ready_since = NOW
-    pool.processes[pid] = found
-    found.slot.processes.append(found)
-    return found
+    return hire(pool, slot or Slot(0, []), NOW, pid=pid, state=state)
 
 
 def fork(pool, slot, then=lambda: None):

@@ -5,13 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from epollard import config, recycling
+from epollard import recycling
 from epollard.recycling import SAMPLE_EVERY, SAMPLES, memory, next_worn, worn_out
 from epollard.scoreboard import REQUESTS
-
-
-def settings(*words):
-    return config.load(config.parse_arguments(words).given, {}).config
+from staff import settings
 
 
 @pytest.fixture

@@ -10,12 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from epollard import cgroup, config, supervisor
-from epollard.scoreboard import HEARTBEAT, READY, STATE
-from epollard.slots import Process, Slot
+from epollard import cgroup, supervisor
+from epollard.slots import Slot
 from epollard.supervisor import Supervisor
-
-PID = 2**22 + 1  # beyond what the kernel gives (proc_sys_kernel(5), pid_max)
+from staff import PID, abandon, hire, settings
 
 
 @pytest.fixture
@@ -32,8 +30,8 @@ def started(clock, monkeypatch):
     made = []
 
     def started(*words):
-        settings = config.load(config.parse_arguments(words).given, {}).config
-        found = Supervisor(settings, lambda: settings, ".")
+        wanted = settings(*words)
+        found = Supervisor(wanted, lambda: wanted, ".")
         found._listeners.slots = [Slot(index, []) for index in range(found._workers)]
         made.append(found)
         return found
@@ -41,31 +39,12 @@ def started(clock, monkeypatch):
     yield started
     for found in made:
         found._loop.close()
-        for fd in (found._pool._bell, found._pool._lifeline, found._pool._lifeline_writer):
-            os.close(fd)
-
-
-@pytest.fixture
-def sent(monkeypatch):
-    """The signals that the supervisor sends, which nobody gets."""
-    found = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: found.append((pid, number)))
-    return found
+        abandon(found._pool)
 
 
 def process(of, at=0):
     """A worker of that slot, as the supervisor would know it."""
-    record = of._pool._scoreboard.claim()
-    record[STATE] = READY
-    record[HEARTBEAT] = int(of._now * 1e9)
-    channel = socket.socket()
-    channel.close()
-    slot = of._listeners.slots[at]
-    found = Process(PID + at, slot, of._generation, record, -1, channel, of._now)
-    found.ready_since = of._now
-    of._pool.processes[PID + at] = found
-    slot.processes.append(found)
-    return found
+    return hire(of._pool, of._listeners.slots[at], of._now, pid=PID + at, generation=of._generation)
 
 
 def test_a_process_that_cannot_be_forked_is_tried_again(started, clock, monkeypatch, capfd):
