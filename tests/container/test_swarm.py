@@ -52,6 +52,14 @@ class Deployment:
         """Whether the two tasks, and no others, are of this image."""
         return list(self.tasks().values()) == [image, image]
 
+    def remove(self) -> None:
+        """Removed again and again: the network goes last, and not as long as a task of the Swarm's is said to use it."""
+        until("the stack is removed", 60, self._removed)
+
+    def _removed(self) -> bool:
+        docker("stack", "rm", self.name, status=None)
+        return docker("network", "ls", "--quiet", "--filter", f"name={self.web}") == ""
+
     def updated(self) -> str:
         """What has become of the update."""
         status = json.loads(docker("service", "inspect", self.web))[0].get("UpdateStatus") or {}
@@ -68,8 +76,7 @@ def deployment(swarm: None) -> Iterator[Deployment]:
         print(docker("service", "logs", made.web, status=None))
         raise
     finally:
-        docker("stack", "rm", made.name, status=None)
-        until("its network is gone", 60, lambda: docker("network", "ls", "--quiet", "--filter", f"name={made.web}") == "")
+        made.remove()
 
 
 @contextlib.contextmanager
