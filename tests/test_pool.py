@@ -229,8 +229,8 @@ def test_who_may_take_his_time_does_until_somebody_waits(pool, sent, capfd):
         pool.look(NOW + second, of)
     assert sent == [(PID, signal.SIGTERM)]
     assert pool.lingering == [leaving]
-    pool.hurry(NOW + 120, 30, "why")
-    pool.hurry(NOW + 140, 30, "why")
+    pool.hurry(pool.lingering, NOW + 120, 30, "why")
+    pool.hurry(pool.lingering, NOW + 140, 30, "why")
     assert pool.lingering == []
     assert leaving.deadline == NOW + 150
     said = f"why: worker 0 (pid {PID}), which drains, may finish what it has begun within 30 s\n"

@@ -162,7 +162,7 @@ def test_who_lingers_is_hurried_when_somebody_waits(elastic, clock, monkeypatch,
     of, going = elastic
     if by == "memory":
         monkeypatch.setattr(cgroup, "memory_room", lambda: -1)
-        of._step()
+        of._tick()
     elif by == "reload":
         of.reload("test")
     elif by == "scale":

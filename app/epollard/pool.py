@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from . import cgroup, log
@@ -220,11 +220,11 @@ class Pool:
     @property
     def lingering(self) -> list[Process]:
         """Those that were asked to go and may take their time."""
-        return [process for process in self.processes.values() if process.leaving and process.deadline == math.inf]
+        return [process for process in self.processes.values() if process.lingering]
 
-    def hurry(self, now: float, grace: float, why: str) -> None:
-        """Give those that linger `grace` seconds."""
-        for process in self.lingering:
+    def hurry(self, processes: Iterable[Process], now: float, grace: float, why: str) -> None:
+        """Give these, which linger, `grace` seconds."""
+        for process in processes:
             process.leave(now, grace)
             log.info(f"{why}: {process}, which drains, may finish what it has begun within {grace:g} s")
 

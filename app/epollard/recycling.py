@@ -32,13 +32,18 @@ def worn_out(process: Process, config: Config, now: float) -> str:
         return f"has answered {answered} requests"
     if config.max_worker_age and now - process.ready_since >= config.max_worker_age:
         return f"has served for {now - process.ready_since:.0f} s"
+    if too_heavy(process, config, now):
+        return f"uses {process.used >> 20} MiB of memory"
+    return ""
+
+
+def too_heavy(process: Process, config: Config, now: float) -> bool:
+    """Whether it uses too much memory, and has for some time."""
     if config.max_worker_memory and now >= process.next_sample:
         process.next_sample = now + SAMPLE_EVERY
-        used = memory(process.pid)
-        process.heavy = process.heavy + 1 if used > config.max_worker_memory else 0
-        if process.heavy >= SAMPLES:
-            return f"uses {used >> 20} MiB of memory"
-    return ""
+        process.used = memory(process.pid)
+        process.heavy = process.heavy + 1 if process.used > config.max_worker_memory else 0
+    return process.heavy >= SAMPLES
 
 
 def memory(pid: int) -> int:

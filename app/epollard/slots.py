@@ -105,7 +105,8 @@ class Process:
         # Of its wear.
         self.worn = ""  # why it is to be replaced
         self.lot = int.from_bytes(os.urandom(8), "little")
-        self.heavy = 0  # times in a row that it was found to use too much memory
+        self.used = 0  # bytes of memory, at the last look
+        self.heavy = 0  # times in a row that this was too much
         self.next_sample = 0.0
 
     def leave(self, now: float, grace: float) -> None:
@@ -113,6 +114,11 @@ class Process:
         self.leaving = True
         if now + grace < self.deadline:
             self.deadline, self.grace = now + grace, grace
+
+    @property
+    def lingering(self) -> bool:
+        """Whether it was asked to go and may take its time."""
+        return self.leaving and self.deadline == math.inf
 
     def __str__(self) -> str:
         return f"worker {self.slot.index} (pid {self.pid})"

@@ -10,7 +10,7 @@ import faulthandler
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from . import cgroup, log, report, sockets
@@ -20,7 +20,7 @@ from .listeners import HANDSHAKE, Listeners
 from .loop import Loop
 from .management import Management
 from .pool import Pool, print_report
-from .recycling import next_worn
+from .recycling import next_worn, too_heavy
 from .scoreboard import ABORTED, ACCEPTED, REQUESTS, SHARED, STAYS
 from .signals import Signals
 from .slots import Process, Slot
@@ -78,7 +78,7 @@ class Supervisor:
         self._stopped = False  # and has said so
         self._last_words = b""
         self._management = Management(self._loop, self)
-        self._loop.on_tick = self._management.tick
+        self._loop.on_tick = self._tick
         self._now = time.monotonic()
         self._wake_at = math.inf
 
@@ -336,8 +336,6 @@ class Supervisor:
             if why:
                 log.info(f"{why}: {wish} workers wanted")
             self._workers = self._listeners.resize(self._now, wish, patient=True)
-            if self._pool.lingering and (cgroup.memory_room() or 0) < 0:
-                self._hurry("memory is short")
 
     def _succeed(self) -> None:
         """Take the next step of an upgrade, as the new one or as the old one."""
@@ -399,9 +397,12 @@ class Supervisor:
         serving = max((process.generation for process in staying if process.ready and not process.worn), default=0)
         for process in staying:
             # Replaced by one that is ready; or about to replace one that is, but with code that is no longer wanted.
-            replaced = process.generation < serving or (process.worn and process.generation <= serving)
-            if replaced or (serving and not process.ready and process.generation < self._generation):
+            if process.generation < serving or (serving and not process.ready and process.generation < self._generation):
                 self._retire(process)
+            elif process.worn and process.generation == serving:
+                # Nobody waits for it. But of one slot no more than one lingers.
+                self._give_grace([other for other in slot.processes if other.lingering], f"{process} goes as well")
+                self._retire(process, patient=True)
         if any(process.generation >= self._generation and not process.worn for process in staying):
             return False
         # A replacement of one that lives: one slot at a time, so that the first shows whether the others may follow.
@@ -452,7 +453,19 @@ class Supervisor:
         """Nobody has waited for the end of those who may take their time. Now somebody does."""
         for slot in self._listeners.fading:
             slot.patient = False
-        self._pool.hurry(self._now, self._config.graceful_timeout, why)
+        self._give_grace(self._pool.lingering, why)
+
+    def _give_grace(self, lingering: Iterable[Process], why: str) -> None:
+        self._pool.hurry(lingering, self._now, self._config.graceful_timeout, why)
+
+    def _tick(self) -> None:
+        """Once a second: who lingers is not to do so with memory that others need."""
+        self._management.tick()
+        if self._pool.lingering:
+            heavy = [process for process in self._pool.lingering if too_heavy(process, self._config, self._now)]
+            self._give_grace(heavy, flag("max_worker_memory"))
+            if (cgroup.memory_room() or 0) < 0:
+                self._hurry("memory is short")
 
     def _bereaved(self, process: Process, code: int) -> None:
         """Draw the consequence of an early death."""

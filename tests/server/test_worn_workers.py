@@ -1,8 +1,9 @@
 """Recycling: a worn worker is replaced before it goes, one at a time, and no client notices."""
 
 import re
+import time
 
-from harness import wait_for
+from harness import alive, wait_for
 from load import Load
 
 
@@ -43,6 +44,54 @@ def test_what_is_running_is_finished(start, tmp_path):
         server.wait_log(r"worker 0 \(pid \d+\) is ready")
         (tmp_path / "go").touch()
         assert client.response().text == "done"
+
+
+def recycle(server, client, running):
+    """Have its newest worker replaced, while it works on a request that waits for the file `running`. Returns its number."""
+    pid = server.workers()[-1]
+    client.request(f"/until?{running}")
+    wait_for(running.with_suffix(".running").exists)
+    while f"(pid {pid}) has answered" not in server.log:
+        server.get("/pid")
+    wait_for(lambda: server.workers()[-1] != pid and server.get("/pid").text == str(server.workers()[-1]))
+    return pid
+
+
+def test_nobody_waits_for_who_is_worn(start, tmp_path):
+    """A request longer than the graceful timeout is answered: it hurts nobody that the worker is there yet."""
+    server = start("apps.control:app", workers=1, max_requests=100, graceful_timeout=0.5)
+    with server.connect() as client:
+        pid = recycle(server, client, tmp_path / "go")
+        steady = time.monotonic() + 3
+        while time.monotonic() < steady:
+            assert alive(pid), server.log
+            time.sleep(0.1)  # the promise is that nothing happens
+        (tmp_path / "go").touch()
+        assert client.response().text == "done"
+    server.wait_log(rf"\(pid {pid}\) exited with 0")
+
+
+def test_one_of_a_slot_takes_its_time(start, tmp_path):
+    """Requests that never end do not pile up workers: who goes hurries who went before it."""
+    server = start("apps.control:app", workers=1, max_requests=100, graceful_timeout=0.5)
+    with server.connect() as client:
+        first = recycle(server, client, tmp_path / "first")
+    with server.connect() as client:
+        second = recycle(server, client, tmp_path / "second")
+        server.wait_log(rf"\(pid {second}\) goes as well: worker 0 \(pid {first}\), which drains, may finish .* within 0.5 s")
+        server.wait_log(rf"\(pid {first}\) was killed by us because it was still busy 0.5 s")
+        (tmp_path / "second").touch()
+        assert client.response().text == "done"
+
+
+def test_who_is_too_big_does_not_linger(start, tmp_path):
+    """Who goes for its memory, or has too much when it lingers, has the graceful timeout and no longer."""
+    server = start("apps.control:app", workers=1, max_worker_memory="90M", graceful_timeout=0.5)
+    with server.connect() as client, server.connect() as waiting:
+        waiting.request(f"/until?{tmp_path}/go")
+        big = client.get("/grow?100").text
+        server.wait_log(rf"--max-worker-memory: worker 0 \(pid {big}\), which drains, may finish .* within 0.5 s", seconds=60)
+        server.wait_log(rf"\(pid {big}\) was killed by us because it was still busy 0.5 s")
 
 
 def test_a_replacement_that_does_not_boot_leaves_the_worn_one(start, tmp_path):
