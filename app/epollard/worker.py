@@ -37,7 +37,7 @@ ACCEPTS: Final = 16  # connections accepted in one go: a burst does not starve t
 LAST_CHANCE: Final = 0.5
 # ... where others serve on, and nobody waits for our end.
 LONGER_CHANCE: Final = 5.0
-# Seconds that a worker without a supervisor has beyond the graceful timeout: until the doors are shut and a tick has come.
+# Seconds that a worker for which nobody waits has beyond the graceful timeout: until the doors are shut and a tick has come.
 ORPHAN_GRACE: Final = 2.0
 EXIT_LOAD: Final = 3  # the application could not be loaded
 # Seconds that a thread may keep the interpreter to itself while others want it. The default of 5 ms is what quick requests
@@ -88,6 +88,7 @@ class Worker:
         slot = os.environ.get("EPOLLARD_WORKER_ID", "?")
         log.configure(self._config.log_level, f"worker {slot}")
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+        os.register_at_fork(after_in_child=self._disown)
         sys.setswitchinterval(SWITCH_INTERVAL)  # before the application's import: it may know better
         try:
             app = load(self._config.app)
@@ -150,7 +151,7 @@ class Worker:
         loop.watch(self._lifeline, IN, self._on_orphaned)
         loop.watch(self._channel.fileno(), IN, self._on_channel)
         self._watch_signals()
-        os.register_at_fork(after_in_child=self._disown)
+        os.register_at_fork(after_in_child=self._disown_clients)
         # What the application's import made will live as long as the worker: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -174,7 +175,19 @@ class Worker:
         self._signals = Signals(self._loop, (signal.SIGTERM, signal.SIGQUIT), self._on_signal)
 
     def _disown(self) -> None:
-        """In a process that the application forked: the worker's clients and signals are not its own.
+        """In a process that the application forked, be it by its import: the listeners are not its own.
+
+        Its copies would keep the addresses taken when the server has ended.
+        """
+        for listener in self._listeners:
+            listener.close()
+        for borrowed in self._foreign.values():
+            for listener in borrowed:
+                listener.close()
+        self._channel.close()
+
+    def _disown_clients(self) -> None:
+        """There: nor are the worker's clients and signals.
 
         Its copies would keep connections open that the worker closed, epoll would go on telling of them, and a signal to the
         child would be one to the worker.
@@ -185,12 +198,6 @@ class Worker:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for connection in self._server.connections:
             connection.sock.close()
-        for listener in self._listeners:
-            listener.close()
-        for borrowed in self._foreign.values():
-            for listener in borrowed:
-                listener.close()
-        self._channel.close()
         if isinstance(self._interface, Crew):
             self._signals.close()
         self._loop.close()
@@ -360,6 +367,10 @@ class Worker:
         if self._flush is not None:
             self._flush()
         if not self._server.connections and self._interface.idle:
+            # Nobody may wait for our end, but what could hold it up now (the lifespan's shutdown, a thread that is no daemon,
+            # atexit) serves no client: so it has a deadline, and then every stack goes to the log.
+            faulthandler.dump_traceback_later(self._config.graceful_timeout + ORPHAN_GRACE, file=2, exit=True)
+            self._loop.on_turn = self._flush
             self._interface.stop()
 
 

@@ -1,5 +1,6 @@
 """Promises to applications that fork a process of their own."""
 
+import signal
 from pathlib import Path
 
 from harness import wait_for
@@ -31,6 +32,24 @@ def test_a_signal_to_a_child_is_not_one_to_its_worker(serve, tmp_path):
     assert server.get(f"/end?{child}").text == "-15"
     assert server.workers() == before
     assert server.get("/").text == "hello"
+
+
+def test_a_child_of_the_import_holds_no_address(start, tmp_path):
+    """Where it outlives the server, another server can have the address."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "daemon.py").write_text(
+        "import os, time\n"
+        "from apps.hello import app\n"
+        "if not os.fork():\n"
+        f"    while not os.path.exists({str(tmp_path / 'end')!r}):\n"
+        "        time.sleep(0.01)\n"
+        "    os._exit(0)\n"
+    )
+    server = start("daemon:app", chdir=tmp_path / "app")
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
+    start("apps.hello:app", bind=f"127.0.0.1:{server.port}")
+    (tmp_path / "end").touch()
 
 
 def test_a_child_does_not_keep_the_loop_busy(serve, tmp_path):

@@ -94,6 +94,20 @@ def test_who_is_too_big_does_not_linger(start, tmp_path):
         server.wait_log(rf"\(pid {big}\) was killed by us because it was still busy 0.5 s")
 
 
+def test_what_serves_nobody_does_not_linger(start, tmp_path):
+    """A thread of the application that never ends holds up the end of a worker that has no client, but not for ever."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "endless.py").write_text(
+        "import threading\nfrom apps.control import app\nthreading.Thread(target=threading.Event().wait).start()\n"
+    )
+    server = start("endless:app", chdir=tmp_path / "app", workers=1, max_requests=100, graceful_timeout=0.5)
+    (tmp_path / "go").touch()
+    with server.connect() as client:
+        pid = recycle(server, client, tmp_path / "go")
+    server.wait_log(rf"worker 0 \(pid {pid}\) exited with 1 after", seconds=20)
+    assert "in _shutdown" in server.log  # a stack
+
+
 def test_a_replacement_that_does_not_boot_leaves_the_worn_one(start, tmp_path):
     """Better an old worker than none."""
     server = start("apps.boots:app", env={"BOOTS": str(tmp_path)}, workers=1, max_worker_age=1)
