@@ -330,7 +330,7 @@ class HeadReader:
         # All lines at once. The first one, which is the version, counts as a name without a value.
         names, colons, values = zip(*[line.partition(":") for line in lines], strict=True)
         shape = self._shapes.get(names)
-        if shape is None:
+        if shape is None or colons[0]:  # of a colon behind the version no name of a shape tells
             _judge_version(lines[0])
         if len(right.translate(None, _CONTROLS)) + 2 * (len(lines) - 1) != len(right):
             raise ProtocolError(400, "control character in the head")
