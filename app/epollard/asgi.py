@@ -188,11 +188,11 @@ class Call:
         elif kind == "http.response.start":
             if self.head is not None:
                 raise RuntimeError("http.response.start twice")
-            headers = message.get("headers", ())
+            key = message["status"], *message.get("headers", ())  # which may be an iterator, so it is read once
             try:
-                self.head = KNOWN_RAW_HEADS[(message["status"], *headers)]
+                self.head = KNOWN_RAW_HEADS[key]
             except (KeyError, TypeError):
-                self.head = response.raw_head(message["status"], headers)
+                self.head = response.raw_head(key[0], key[1:])
             self._trailers = b"" if message.get("trailers", False) else None
         else:
             await self._send_more(kind, message)

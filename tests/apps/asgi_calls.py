@@ -46,6 +46,8 @@ def as_message(step):
     for name in "headers", "trailers":
         if isinstance(message.get(name), list):
             message[name] = [[one.encode("latin-1") for one in pair] for pair in message[name]]
+    if message.pop("iterator", False):
+        message["headers"] = iter(message["headers"])
     if "links" in message:
         message["links"] = [link.encode("latin-1") for link in message["links"]]
     return message

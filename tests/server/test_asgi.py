@@ -532,6 +532,14 @@ def test_what_may_not_be_sent_after_the_start(server, log, wrong, error, begun):
         assert client.get("/hello").status == 200
 
 
+def test_headers_may_come_from_an_iterator(server, log):
+    """Any iterable is one: nothing is lost of what can be read only once, the first time and the third."""
+    with server.connect() as client:
+        for _ in range(3):
+            answer = client.get(play(log, start(headers=[("x-one", "once"), ("x-two", "again")], iterator=True), body("right")))
+            assert (answer.header("x-one"), answer.header("x-two")) == ("once", "again")
+
+
 def test_what_may_not_be_sent_after_the_end(server, log):
     """Nothing, and the next answer is not disturbed."""
     with server.connect() as client:
