@@ -116,7 +116,9 @@ class Upload:
 
     def end(self) -> bytes | None:
         """See `connection.Sink`."""
-        return self._run(self._connection, self._request, self._spool.rewind())
+        connection = self._connection
+        connection.closing = connection.closing or connection.server.draining  # since its head came
+        return self._run(connection, self._request, self._spool.rewind())
 
     def abort(self) -> bool:
         """See `connection.Sink`."""

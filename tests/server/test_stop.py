@@ -69,6 +69,19 @@ def test_term_finishes_what_has_begun(start, control, running):
     assert re.search(r"stopped: \d+ connections accepted, 1 requests answered, 0 cut short", server.log)  # `refuses` connects
 
 
+def test_term_waits_for_a_body_and_says_that_the_connection_ends(start):
+    """A request whose body is on its way is answered, and its client told that it is the last one."""
+    server = start("apps.control:app", workers=2)
+    with server.connect() as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhe")
+        server.signal(signal.SIGTERM)
+        wait_for(lambda: refuses(server.address))
+        answer = client.send(b"llo").response()
+        assert (answer.text, answer.header("connection")) == ("hello", "close")
+        assert client.closed()
+    assert server.ended() == 0
+
+
 def refuses(address):
     try:
         Client(address, timeout=2 * SCALE).close()  # while the server closes, a client is let wait for a second
