@@ -239,8 +239,8 @@ class Call:
         self.connection.closing = True
         if self._chunked:
             self.connection.write(LAST_CHUNK, True)
-        self.dead = True
         self._finish()
+        self.dead = True
 
     def _fail(self, error: BaseException) -> None:
         """The application raised."""
@@ -261,9 +261,11 @@ class Call:
 
     def give_up(self) -> None:
         """The application returned without a whole answer."""
-        if self.left and self.asked:  # as it may: it was told that the client is gone
+        if self.dead or self.connection.closed:
+            pass
+        elif self.left and self.asked:  # as it may: it was told that the client is gone
             self.connection.close()
-        elif not self.dead and not self.connection.closed:
+        else:
             line = self.request.line
             said = "the end of its answer" if self.opened else "an answer"
             log.error(f"application returned without {said} on {line.method} {line.target}")
@@ -293,7 +295,7 @@ class Call:
             self.answer = b""
             return
         connection.sink = None
-        if connection.closed:
+        if connection.closed or self.dead:  # where it was refused, what it was told is still to arrive
             return
         if connection.buffer:
             self.host.post(connection.finish)  # the next request is not a part of this task, nor of its context

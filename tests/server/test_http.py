@@ -496,6 +496,21 @@ def test_an_early_answer_to_a_body_on_its_way(serve):
             assert client.rest() == b""
 
 
+def test_a_refusal_in_the_middle_of_a_body(serve):
+    """As before it, though the application has the request already, and gives it up."""
+    server = serve(APP, max_body=1000)
+    for _ in range(2):
+        with server.connect() as client:
+            client.send(expecting("/digest", b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"))
+            assert client.response().status == 100
+            client.send(b"c3500\r\n")
+            assert client.response().status == 413
+            assert server.get("/hello").status == 200  # by now the application has given up
+            for _ in range(8):
+                client.send(b"x" * 100_000)
+            assert client.rest() == b""
+
+
 def test_a_client_that_sends_without_end_is_cut(serve):
     """The bound: who goes on for megabytes after a refusal is cut off."""
     server = serve(APP, max_body=1000)
