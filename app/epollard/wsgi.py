@@ -59,13 +59,20 @@ class Hold:
         self._mutex = threading.Lock()
 
     def take(self, exchange: "Exchange") -> bool:
-        """The watcher takes the loop from this thread. False: the exchange's code is over."""
+        """The watcher takes the loop from this thread. False: the exchange's code is over, or waits without the loop."""
         with self._mutex:
+            if self.claimed is not None:
+                return False
             self.claimed = exchange
             if self.running is exchange:
                 return True
             self.claimed = None
             return False
+
+    def give(self, exchange: "Exchange") -> None:
+        """After `running` was cleared: the thread gives the loop away by itself."""
+        with self._mutex:
+            self.claimed = exchange
 
     def lost(self) -> bool:
         """After `running` was cleared and `claimed` seen: whether the loop was taken. True until the thread has it again."""
@@ -229,7 +236,7 @@ class Exchange:
         self._back()
         if self.leading:
             assert self.hold is not None
-            self.hold.claimed = self
+            self.hold.give(self)
             self.leading = False
             self.connection.suspend()
             self.host.vacate()
