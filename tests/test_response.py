@@ -1,5 +1,6 @@
 """Heads of responses: rows of what an application may say and what is sent of it. No socket, no server."""
 
+import enum
 import time
 
 import pytest
@@ -167,6 +168,20 @@ def test_what_is_no_string_is_refused(status: object, headers: list[object]):
     """PEP 3333: strings in tuples. What merely equals a string is none."""
     with pytest.raises(TypeError):
         response.head(status, headers)
+
+
+class Word(str, enum.Enum):  # noqa: UP042 - a StrEnum formats as its value
+    STATUS = "200 OK"
+    SHORT = "200"
+    NAME = "X-Name"
+    VALUE = "value"
+
+
+def test_what_is_sent_is_what_was_judged():
+    """Of a subclass of `str` that formats as something else, too."""
+    for status, sent in (Word.STATUS, "200 OK"), (Word.SHORT, "200 "):
+        head = response.head(status, [(Word.NAME, Word.VALUE)])
+        assert lines(head) == f"HTTP/1.1 {sent}\r\nX-Name: value\r\n" + SERVER
 
 
 def test_headers_may_come_from_an_iterator():

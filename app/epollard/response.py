@@ -126,7 +126,8 @@ def _new_head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
     code = int(match[1])
     if code < 200:
         raise HeadError(f"{code} is not a final status")
-    lines = [f"HTTP/1.1 {status if ' ' in status else status + ' '}\r\n"]
+    # Joined, not formatted: a subclass of str, as an enumeration, may make another text of itself than what is judged here.
+    lines = ["HTTP/1.1 ", match[0], "\r\n" if " " in match[0] else " \r\n"]
     length = None
     close = dated = served = events = False
     for name, value in headers:
@@ -154,7 +155,7 @@ def _new_head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
             served = True
         elif lower == "content-type":
             events = value.lower().startswith("text/event-stream")
-        lines.append(f"{name}: {value}\r\n")
+        lines += (name, ": ", value, "\r\n")
     if not served:
         lines.append("Server: epollard\r\n")
     head = Head(code, "".join(lines).encode("latin-1"), length, close, dated)
