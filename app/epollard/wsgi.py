@@ -134,10 +134,11 @@ class Exchange:
         if headers == fields and status == said:  # as to the same request line before
             self.head = head
             return self.write
+        key: Any = (status, *headers)
         try:
-            self.head = KNOWN_HEADS[(status, *headers)]
+            self.head = KNOWN_HEADS[key]
         except (KeyError, TypeError):
-            self.head = response.head(status, headers)
+            self.head = response.head(status, key[1:])
         else:
             if line.again and type(headers) is list:
                 line.reply = status, list(headers), self.head
@@ -358,7 +359,7 @@ class Exchange:
         # A descriptor of our own: the application may close its file long before a slow client has it all.
         own = os.dup(fd)
         self._put(self._open(count))
-        if self._left:
+        if self._left and not self.dead:
             self._left -= count
             self.sent = count
             self._call(self.connection.write_file, own, offset, count)

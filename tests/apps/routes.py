@@ -122,6 +122,13 @@ def stream(environ, start_response):
 
 
 @route
+def iterated(environ, start_response):
+    """Headers that can be read only once."""
+    start_response("200 OK", iter([TEXT, ("X-Read", "once")]))
+    return [b""]
+
+
+@route
 def written(environ, start_response):
     """By `write()`, then by a result."""
     write = start_response("200 OK", [TEXT])
@@ -310,6 +317,14 @@ def read_twice(environ, start_response):
     note(environ, " ".join(outcomes))
     start_response("200 OK", [TEXT])
     return [b"done"]
+
+
+@route
+def read_then_file(environ, start_response):
+    """Answers with a file, whether the body came or not."""
+    with contextlib.suppress(OSError):
+        environ["wsgi.input"].read()
+    return file(environ, start_response)
 
 
 # --- Badly behaved ones

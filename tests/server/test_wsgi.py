@@ -205,6 +205,13 @@ def test_pieces_of_a_list_have_one_length(server):
         assert (answer.body, answer.header("content-length")) == (b"onetwothree", "11")
 
 
+def test_headers_may_come_from_an_iterator(server):
+    """PEP 3333 asks for a list. Of what is none nothing is lost either, the first time and the third."""
+    with server.connect() as client:
+        for _ in range(3):
+            assert client.get("/iterated").header("x-read") == "once"
+
+
 def test_what_was_answered_before_is_not_answered_again(serve):
     """The same request, and an application that gives the same list with other content: what it says now is judged and sent."""
     server = serve(APP, own=True)
@@ -367,6 +374,20 @@ def test_a_file_in_a_pipeline(server, path):
         assert client.response().text == "/target?2"
         assert client.response().body == path.read_bytes()[-10:]
         assert client.response().text == "/target?3"
+
+
+def test_a_file_for_a_client_that_was_refused(server, path):
+    """Nothing of it follows the refusal, nor hurries its end."""
+    with server.connect() as client:
+        client.send(f"POST /read_then_file?path={path} HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n".encode())
+        client.send(b"Transfer-Encoding: chunked\r\n\r\n")
+        assert client.response().status == 100
+        client.send(b"no size\r\n")
+        assert client.response().status == 400
+        assert server.get("/hello").status == 200  # by now the application has answered, too
+        for _ in range(8):
+            client.send(b"x" * 100_000)
+        assert client.rest() == b""
 
 
 def test_a_large_file_costs_no_memory(server, tmp_path):
