@@ -445,6 +445,7 @@ def test_toml_types(tmp_path):
         ("bind = [['x:1']]", "epollard.toml: bind: \"[['x:1']]\" is not HOST:PORT"),
         ("[workers]\nx = 1", "epollard.toml: workers: \"{'x': 1}\" is not a number"),
         ("workers = ", "configuration: 'epollard.toml' is not TOML: Invalid value (at "),
+        ("x = " + 9999 * "[", "configuration: 'epollard.toml' is not TOML: "),
         ("x = '\udcff'", "configuration: 'epollard.toml' is not TOML: 'utf-8' codec can't decode"),
     ],
 )

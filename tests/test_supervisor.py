@@ -67,8 +67,9 @@ def test_a_process_that_cannot_be_forked_is_tried_again(started, clock, monkeypa
 
 
 def test_a_server_that_can_never_fork_ends(started, clock, monkeypatch):
-    """Three attempts; then who started us should hear of it, by status 1."""
-    of = started("--workers", "2")
+    """Three attempts; then who started us should hear of it, by status 1, and nobody looks at listeners that are closed."""
+    of = started("--workers", "2", "--bind", "127.0.0.1:0")
+    of._listeners.bind(of._config, 2, [])
     attempts = []
 
     def fork():

@@ -535,7 +535,7 @@ def _read_table(name: str, source: str) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise ConfigError(f"{source}: {name!r} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not TOML, or not UTF-8; a NUL in the name
+    except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8; a NUL in the name; a thousand brackets
         raise ConfigError(f"{source}: {name!r} is not TOML: {' '.join(str(error).split())}") from None
     if os.path.basename(name) == "pyproject.toml":
         tool = table.get("tool")

@@ -302,9 +302,9 @@ class Supervisor:
         if worn := next_worn(self._pool.processes.values(), self._config, self._now):
             log.info(f"{worn} {worn.worn}: it is replaced")
         for slot in self._listeners.slots:
-            if not self._stopping and self._lacks(slot):
+            if self._lacks(slot):
                 worker = self._start(slot)
-                if worker is not None:
+                if worker is not None or self._stopping:  # that was the last attempt
                     return worker
         self._look()
         self._announce()
