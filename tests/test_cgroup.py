@@ -77,6 +77,9 @@ QUOTAS = [
     ("nothing mounted", "", "0::/", {}, None),
     ("nothing legible", V2, "nonsense", {"cpu.max": "x"}, None),
     ("a strange file", V2, "0::/", {"cpu.max": "\u0663 100000"}, None),
+    ("more than we know of", V2, "0::/", {"cpu.max": "150000 100000 7"}, 1.5),
+    ("a number without end", V2, "0::/", {"cpu.max": "9" * 9999 + " 100000"}, None),
+    ("half a mount", "30 23 - cgroup2 cgroup2 rw", "0::/", {"cpu.max": "150000 100000"}, None),
 ]
 
 

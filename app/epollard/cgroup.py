@@ -50,9 +50,9 @@ def cpu_quota(root: str = "/") -> float | None:
     """How many CPUs' time may be used, above 0; `None` where there is no limit."""
     quotas = []
     for directory in _directories("", root):
-        quotas.append(_ratio(*_words(directory / "cpu.max")))
+        quotas.append(_ratio(_words(directory / "cpu.max")))
     for directory in _directories("cpu", root):
-        quotas.append(_ratio(*_words(directory / "cpu.cfs_quota_us"), *_words(directory / "cpu.cfs_period_us")))
+        quotas.append(_ratio(_words(directory / "cpu.cfs_quota_us")[:1] + _words(directory / "cpu.cfs_period_us")))
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
@@ -127,20 +127,20 @@ def _mount(controller: str, root: str) -> tuple[PurePosixPath, Path] | None:
         mount, _, source = line.partition(" - ")
         kind, _, rest = source.partition(" ")
         options = rest.rpartition(" ")[2].split(",")
-        if (kind == "cgroup" and controller in options) or (kind == "cgroup2" and not controller):
-            visible, point = mount.split()[3:5]
-            return PurePosixPath(visible), Path(root, point.lstrip("/"))
+        fields = mount.split()
+        if len(fields) > 4 and ((kind == "cgroup" and controller in options) or (kind == "cgroup2" and not controller)):
+            return PurePosixPath(fields[3]), Path(root, fields[4].lstrip("/"))
     return None
 
 
-def _ratio(quota: str = "", period: str = "") -> float | None:
-    """Quota over period; "max" and -1 are no quota."""
-    numerator, denominator = _number(quota), _number(period)
+def _ratio(words: list[str]) -> float | None:
+    """The first, a quota, over the second, a period; "max" and -1 are no quota."""
+    numerator, denominator = map(_number, [*words, "", ""][:2])
     return numerator / denominator if numerator and denominator else None
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _words(file: Path) -> list[str]:
