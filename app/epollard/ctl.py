@@ -53,7 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise config.ConfigError(f"{command!r} is no command; epollardctl --help shows all there are")
         if command == "scale":
             config.parse("workers", workers, "scale")
-        settings = find(words)
+        asked = config.parse_arguments(words)
+        if asked.action == "--help":
+            print(USAGE, end="")
+            return DONE
+        if extra := asked.action or "".join(asked.given["app"].texts if "app" in asked.given else ()):
+            raise config.ConfigError(f"{command}: {extra!r} is one too many; epollardctl --help shows all there is")
+        settings = find(asked)
     except config.ConfigError as error:
         print(f"epollardctl: {error}", file=sys.stderr)
         return BAD_USAGE
@@ -65,10 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def find(words: Sequence[str]) -> config.Config:
+def find(asked: config.Arguments) -> config.Config:
     """The configuration of the server that is meant. `ConfigError`."""
-    given = config.parse_arguments(words).given
-    settings = config.load({**config.parse_arguments(_command_line()).given, **given}, os.environ).config
+    settings = config.load({**config.parse_arguments(_command_line()).given, **asked.given}, os.environ).config
     os.chdir(settings.chdir)  # relative paths of Unix sockets count from there
     return settings
 

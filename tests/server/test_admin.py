@@ -508,6 +508,8 @@ def test_epollardctl_reads_the_file_of_the_server(managed, tmp_path):
         (("dance",), 2, "'dance' is no command"),
         (("scale",), 2, "scale: '' is not a number"),
         (("scale", "many"), 2, "scale: 'many' is not a number"),
+        (("scale", "2", "3"), 2, "scale: '3' is one too many"),
+        (("drain", "--check"), 2, "drain: '--check' is one too many"),
         (("reload", "--nonsense"), 2, "unknown option '--nonsense'"),
         (("reload", "--admin", "off"), 1, "no management address"),
         (("healthcheck", "--admin", "nowhere"), 2, "--admin: 'nowhere' is not HOST:PORT"),
@@ -519,6 +521,13 @@ def test_epollardctl_says_what_is_wrong(words, status, said):
     assert done.returncode == status
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_to_ask_what_a_command_is_does_not_give_it(managed):
+    """`drain --help` shows what there is, and nothing else happens."""
+    done = ctl("drain", "--help", EPOLLARD_ADMIN="{}:{}".format(*managed.admin))
+    assert (done.returncode, done.stdout.partition(":")[0]) == (0, "usage")
+    assert told(managed)["ready"] is True
 
 
 def test_healthcheck_without_management_asks_every_address(start, tmp_path):
