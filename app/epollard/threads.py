@@ -76,11 +76,11 @@ class Crew:
         self._ended = False
 
     def run(self, ready: Callable[[], object]) -> None:
-        """Call `ready`, then serve on this thread and the others until `stop`."""
-        ready()
+        """Call `ready`, then serve on this thread and the others until `stop`. `RuntimeError` where they cannot be had."""
         for number in range(1, self.threads):
             threading.Thread(target=self._work, args=(False,), name=f"app-{number}", daemon=True).start()
         threading.Thread(target=self._watch, name="watcher", daemon=True).start()
+        ready()
         self._work(True)
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> None:

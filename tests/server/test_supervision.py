@@ -179,6 +179,21 @@ def test_workers_that_never_boot_end_the_server(start, tmp_path):
     assert "no worker has become ready in 3 attempts" in server.log
 
 
+@pytest.mark.parametrize("interface", ["wsgi", "asgi"])
+def test_a_worker_without_its_threads_is_not_ready(start, tmp_path, interface):
+    """Where a limit forbids another thread, the worker does not say that it is ready and then die: it does not boot."""
+    (tmp_path / "limited.py").write_text(
+        "import threading\n"
+        "from apps.hello import app\n"
+        "def start(self):\n"
+        '    raise RuntimeError("can\'t start new thread")\n'
+        "threading.Thread.start = start\n"
+    )
+    server = start("limited:app", chdir=tmp_path, interface=interface, wait=False)
+    assert server.ended() == 1
+    assert "no worker has become ready in 3 attempts" in server.log
+
+
 def test_a_worker_that_does_not_boot_in_time_is_replaced(start, tmp_path):
     """The boot deadline is apart from the stuck deadline; the log shows where the application hangs."""
     (tmp_path / "hang").touch()
