@@ -30,6 +30,7 @@ FILES = {
     "second.py": "application = print",
     "neither.py": "from os import getcwd\ndef main(): pass",
     "empty.py": "",
+    "factory.py": "def app(): pass",
     "raises.py": "def inner():\n    1 / 0\ninner()",
     "leaves.py": "import sys\nsys.exit('bye')",
     "imports_missing.py": "import not_there_at_all",
@@ -115,6 +116,7 @@ LINES = [
         "hello:create_app",
         "hello:create_app: create_app takes no arguments; did you mean the application it returns, 'hello:create_app()'?",
     ),
+    ("factory", "factory: app takes no arguments; did you mean the application it returns, 'factory:app()'?"),
     ("hello:Holder", "hello:Holder: Holder is a class of other arguments; did you mean its instance, 'hello:Holder()'?"),
 ]
 

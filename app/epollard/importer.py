@@ -40,6 +40,7 @@ def load(spec: str) -> Callable[..., Any]:
         sys.path.insert(0, directory)
     module = _import(spec, module_name)
     name = name or _default_name(module)
+    made = f"'{module_name}:{name}()'"
     found = _attribute(spec, module, name.removesuffix("()"))
     if not callable(found):
         raise ApplicationError(f"{spec}: {name} is {_article(found)}, which is not callable")
@@ -49,9 +50,9 @@ def load(spec: str) -> Callable[..., Any]:
             raise ApplicationError(f"{spec}: {name} returned {_article(found)}, which is not callable")
     elif isinstance(found, FunctionType) and not (found.__code__.co_argcount or found.__code__.co_flags & _TAKES_VARARGS):
         # It would load, and then fail every request.
-        raise ApplicationError(f"{spec}: {name} takes no arguments; did you mean the application it returns, '{spec}()'?")
+        raise ApplicationError(f"{spec}: {name} takes no arguments; did you mean the application it returns, {made}?")
     elif inspect.isclass(found) and not _makes_answers(found):
-        raise ApplicationError(f"{spec}: {name} is a class of other arguments; did you mean its instance, '{spec}()'?")
+        raise ApplicationError(f"{spec}: {name} is a class of other arguments; did you mean its instance, {made}?")
     application: Callable[..., Any] = found
     return application
 
