@@ -97,8 +97,7 @@ class Server:
         self.loop = loop
         self.read_head = reader.read
         self.unfinished = reader.unfinished
-        self.usual = reader.usual
-        self.parting = reader.parting
+        self.known = reader.known
         self.answer = application.answer
         self.upload = application.upload
         self.connections: set[Connection] = set()
@@ -109,6 +108,7 @@ class Server:
         self.watch_mask = IN
         self.end_mask = 0  # RDHUP where applications want to hear that their client has left
         self.flags = 0
+        self.brisk = True  # a usual request takes the short way
         self.oneshot = False
         self.corked = False
         self.ask_from = MUCH  # bytes
@@ -130,7 +130,7 @@ class Server:
         self.flags = {"level": 0, "edge": EDGE, "oneshot": ONESHOT}[name]
         self.oneshot = name == "oneshot"
         if self.oneshot:
-            self.usual = self.parting = {}  # each event has to be asked for again: no short cut
+            self.brisk = False  # each event has to be asked for again
         # What is received in one piece of so many bytes may not be all that there is to receive without another event.
         self.ask_from = {"level": MUCH, "edge": RECEIVE, "oneshot": 0}[name]
         # The end of a client that comes with its last bytes is one edge with them: RDHUP tells of it.
@@ -144,7 +144,7 @@ class Server:
     def cork(self) -> None:
         """Connections have TCP_CORK (tcp(7)): it is drawn after each answer, or the kernel would hold its end for 200 ms."""
         self.corked = True
-        self.usual = {}
+        self.brisk = False
 
     def tick(self, monotonic: float, now: float) -> None:
         """Once a second: the date, and the deadlines.
@@ -187,7 +187,7 @@ class Server:
     def drain(self) -> None:
         """From now on every answer says `Connection: close`."""
         self.draining = True
-        self.usual = {}
+        self.brisk = False
 
     def dismiss_idle(self, due: float) -> None:
         """Who is idle may still ask until then: a request that is under way to us while we close would be lost."""
@@ -267,10 +267,15 @@ class Connection:
             if self._unfinished(data, events):
                 return
             data = self.buffer
-        elif events == IN and data in server.usual:
-            # The usual case, written out: one request, known to the byte; one answer, all of it taken by the kernel.
+        elif events == IN and server.brisk:
+            request = server.known.get(data)
+            if request is None or not request.usual:
+                request = self._read(data, request)
+                if request is None:
+                    return
+            # The usual case, written out: one request alone, and one answer, all of it taken by the kernel.
             application = server.answer  # `server.answer(...)` looks for a method first
-            answer = application(self, server.usual[data])
+            answer = application(self, request)
             if answer:
                 try:
                     sent = self.sock.send(answer, DONTWAIT)
@@ -286,23 +291,27 @@ class Connection:
             if answer is not None and not self.closed:
                 self._answered()
             return
-        elif events == IN and data in server.parting:
-            self._part(server.parting[data])
-            return
         if events != IN or len(data) >= server.ask_from:
             self._advance_armed(data, events)
         else:
             self._advance(data, 0)
 
-    def _part(self, request: Request) -> None:
-        """The usual end: the one request of a connection, or its last, known to the byte."""
-        self.closing = True
-        application = self.server.answer
-        answer = application(self, request)
-        if answer is not None:
-            self.write(answer, True)
-            if not self.closed:
-                self._answered()
+    def _read(self, data: bytes, request: Request | None) -> Request | None:
+        """The one usual request that `data` is. None: it is something else, which has been dealt with. `request`: if known."""
+        server = self.server
+        if len(data) >= server.ask_from:
+            self._advance_armed(data, IN)
+            return None
+        try:
+            if request is None:
+                request = server.read_head(data, 0, self.last)
+                if request is not None and request.usual and request.size == len(data):
+                    self.last = request.fields
+                    return request
+            self._serve(data, 0, request)
+        except ProtocolError as error:
+            self.reject(error)
+        return None
 
     def _unfinished(self, data: bytes, events: int) -> bool:
         """Whether a head that lacks its end lacks it with these bytes, too: what came before them is not searched again."""
@@ -454,34 +463,30 @@ class Connection:
 
     def _advance(self, data: bytes, start: int) -> None:
         """Answer the requests that are whole in `data` from `start` on; the rest is for later."""
+        try:
+            self._serve(data, start, self.server.read_head(data, start, self.last))
+        except ProtocolError as error:
+            self.reject(error)
+
+    def _serve(self, data: bytes, start: int, request: Request | None) -> None:
+        """As `_advance`, where the first request has been read. None: it is not whole. Raises `ProtocolError`."""
         server = self.server
-        while True:
-            try:
-                request = server.read_head(data, start, self.last)
-                if request is None:
-                    if start or not self.buffer:
-                        self.due = server.header_due  # a head's deadline runs from its first byte
-                    self.buffer = data[start:]
-                    self.start = 0
-                    break
-                self.last = request.fields
-                start += request.size
-                if start != len(data):
-                    self.buffer = data
-                    self.start = start
-                elif self.buffer:
-                    self.buffer = b""
-                    self.start = 0
-                self.closing = server.draining or not request.fields.keep_alive
-                if request.fields.framed:
-                    answer = self._begin_body(request)
-                elif request.line.path == "*":
-                    answer = self._answer_options(request)
-                else:
-                    answer = server.answer(self, request)
-            except ProtocolError as error:
-                self.reject(error)
-                return
+        while request is not None:
+            self.last = request.fields
+            start += request.size
+            if start != len(data):
+                self.buffer = data
+                self.start = start
+            elif self.buffer:
+                self.buffer = b""
+                self.start = 0
+            self.closing = server.draining or not request.fields.keep_alive
+            if request.fields.framed:
+                answer = self._begin_body(request)
+            elif request.line.path == "*":
+                answer = self._answer_options(request)
+            else:
+                answer = server.answer(self, request)
             if answer is None or self.closed:
                 if self.answers is not None:
                     self.write(b"")
@@ -502,6 +507,11 @@ class Connection:
                 return
             data = self.buffer
             start = self.start
+            request = server.read_head(data, start, self.last)
+        if start or not self.buffer:
+            self.due = server.header_due  # a head's deadline runs from its first byte
+        self.buffer = data[start:]
+        self.start = 0
         if self.answers is not None:
             self.write(b"")
             if self.out is not None:

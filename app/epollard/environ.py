@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
-from .request import Fields, Line, Request, Shape
+from .request import Fields, Request, Shape
 from .uploads import NoInput
 
 Environ = dict[str, Any]
@@ -46,32 +46,22 @@ class Environment:
         if request.form:
             return cast(Environ, request.form.copy())
         line = request.line
-        environ = self._of_fields(request.fields)
-        environ.update(line.form or self._of_line(line))
+        fields = request.fields
+        if fields.form:
+            environ: Environ = fields.form.copy()
+        else:
+            environ = self._of_fields(fields)
+            if fields.again:
+                fields.form = environ.copy()
+        environ["REQUEST_METHOD"] = line.method
+        environ["PATH_INFO"] = line.path
+        environ["QUERY_STRING"] = line.query
+        environ["REQUEST_URI"] = environ["RAW_URI"] = line.target
         if request.kept:
             request.form = environ.copy()
         return environ
 
-    def _of_line(self, line: Line) -> dict[str, str]:
-        form = line.form = {
-            "REQUEST_METHOD": line.method,
-            "PATH_INFO": line.path,
-            "QUERY_STRING": line.query,
-            "REQUEST_URI": line.target,
-            "RAW_URI": line.target,
-        }
-        return form
-
     def _of_fields(self, fields: Fields) -> Environ:
-        known: Environ | None = fields.form
-        if known is None:
-            known = self._new_of_fields(fields)
-            if not fields.again:
-                return known
-            fields.form = known
-        return known.copy()
-
-    def _new_of_fields(self, fields: Fields) -> Environ:
         shape = fields.shape
         template, keys = shape.form or self._of_shape(shape)
         environ: Environ = template.copy()

@@ -19,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 CACHED_ENTRIES: Final = 256
 CACHED_BYTES: Final = 2048
 # Heads that have come once, as hashes: to keep one that never comes again costs more than to judge it.
-SEEN_ENTRIES: Final = 4096
+SEEN_ENTRIES: Final = 1024
 # To compile an expression takes 5 ms: so many heads must have had the same names, and not too many.
 COMPILE_AFTER: Final = 256
 COMPILE_NAMES: Final = 32
@@ -29,7 +29,8 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROLS: Final = bytes([*range(9), *range(10, 32), 127])
 # RFC 3986 3.3, 3.4, loosely: visible ASCII. A fragment (#) is never sent (RFC 9110 7.1).
 _TARGET: Final = re.compile(r"[!\"$-~]+")
-_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))  # good ones, in a word
+# The usual request line: method, target, path (nothing to decode in it), query. All others are judged with more care.
+_USUAL_LINE: Final = re.compile(r"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) ((/[!\"$&->@-~]*+)(?:\?|\Z)([!\"$-~]*+))")
 # RFC 3986 3.2.2: reg-name (which covers IPv4), or an IP literal, then a port. Possessive: it cannot backtrack.
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++)(?::[0-9]{0,5})?")
 _DIGITS: Final = re.compile(r"[0-9]+")
@@ -65,23 +66,18 @@ class ProtocolError(Exception):
         self.reason = reason
 
 
-NO_REPLY: Final = ("", None, None)
-
-
 class Line:
     """A request line without its version: method and target. Shared by all requests with the same bytes, so never changed."""
 
-    __slots__ = ("again", "authority", "form", "method", "path", "query", "reply", "target")
+    __slots__ = ("authority", "form", "method", "path", "query", "target")
 
-    def __init__(self, method: str, target: str, path: str, query: str, authority: str | None) -> None:
+    def __init__(self, method: str, target: str, path: str, query: str, authority: str | None = None) -> None:
         self.method = method
         self.target = target  # as it was sent
         self.path = path  # percent-decoded bytes, as latin-1 (what PEP 3333 calls "bytes as unicode")
         self.query = query
         self.authority = authority  # of a target in absolute form, else None
         self.form: Any = None  # what an application interface made of it
-        self.again = False  # its answer had a known head before
-        self.reply: tuple[str, Any, Any] = NO_REPLY  # its last status and headers, and what they were judged to be
 
 
 class Shape:
@@ -111,7 +107,7 @@ class Fields:
 
     __slots__ = (
         *("again", "block", "chunked", "expect", "form", "framed", "host", "keep_alive", "length"),
-        *("shape", "values", "version"),
+        *("shape", "usual", "values", "version"),
     )
 
     def __init__(self, shape: Shape, values: Sequence[str]) -> None:
@@ -124,6 +120,7 @@ class Fields:
         self.expect = False  # the client waits for "100 Continue"
         self.framed = False  # there is a body to read, or one is announced
         self.keep_alive = version != "1.0"
+        self.usual = self.keep_alive  # as a whole: of HTTP/1.1, without a body, and the connection goes on
         self.block: bytes | None = None  # what they were read from: from the space before the version to the empty line
         self.again = False  # their client sends them again, so what is made of them is worth keeping
         self.form: Any = None  # what an application interface made of them
@@ -137,13 +134,14 @@ class Fields:
 class Request:
     """A head, and how many bytes it has. Shared by all requests with the same bytes, so never changed."""
 
-    __slots__ = ("fields", "form", "kept", "line", "plain", "size")
+    __slots__ = ("fields", "form", "kept", "line", "plain", "size", "usual")
 
     def __init__(self, line: Line, fields: Fields, size: int) -> None:
         self.line = line
         self.fields = fields
         self.size = size
         self.plain = fields.version == "1.1" and line.method != "HEAD"  # its answer needs no second look
+        self.usual = self.plain and fields.usual and line.path != "*"
         self.kept = False  # it is remembered, so what is made of it is worth keeping
         self.form: Any = None  # what an application interface made of it
 
@@ -155,10 +153,7 @@ class HeadReader:
         self.max_line = max_line
         self.max_headers = max_headers
         self.max_header_bytes = max_header_bytes
-        self._requests: dict[bytes, Request] = {}
-        # Those of them that have no body and ask the application: whose connection goes on and who need no second look ...
-        self.usual: dict[bytes, Request] = {}
-        self.parting: dict[bytes, Request] = {}  # ... and whose connection closes.
+        self.known: dict[bytes, Request] = {}
         self._lines: dict[str, Line] = {}
         self._shapes: dict[tuple[str, ...], Shape] = {}
         self._hosts: set[str] = set()
@@ -171,32 +166,34 @@ class HeadReader:
         Raises `ProtocolError` 400, 413, 414, 417, 431, 501, 505.
         """
         if last is not None and not start:
-            known = self._requests.get(data)
+            known = self.known.get(data)
             if known is not None:
                 return known
-            if last.block is not None and data.endswith(last.block) and len(data) <= self._safe:
-                left = data[: -len(last.block)].decode("latin-1")
+            block = last.block
+            if block is not None and data.endswith(block) and len(data) <= self._safe:
+                left = data[: -len(block)].decode("latin-1")
                 line = self._lines.get(left)
-                # Nothing but a request line may stand before the fields, and that ends with the first version.
-                if line is None and "\n" not in left and " HTTP/" not in left:
-                    line = self._read_line(left)
                 if line is not None:
                     last.again = True
                     return self._remember(data, line, last)
+                line = self._read_usual_line(left)
+                if line is not None:  # and so the head is a new one, too
+                    last.again = True
+                    return Request(line, last, len(data))
             shape = last.shape
             match = shape.match(data.decode("latin-1"))
             if match is not None and match.end() <= self._safe:
                 head = data[: match.end()]
-                if head is not data and head in self._requests:
-                    return self._requests[head]
-                groups = match.groups()
-                return self._make(head, groups[0], Fields(shape, groups[1:]))
+                if head is not data and head in self.known:
+                    return self.known[head]
+                left, *values = match.groups()
+                return self._make(head, left, Fields(shape, values))
         end = data.find(b"\r\n\r\n", start)
         if end < 0:
             self._judge_part(data, start)
             return None
         head = data[start : end + 4]
-        return self._requests.get(head) or self._read_head(head)
+        return self.known.get(head) or self._read_head(head)
 
     def unfinished(self, data: bytes, searched: int) -> bool:
         """Whether the head at the start of `data`, which did not end within the first `searched` bytes, does not end at all.
@@ -221,43 +218,39 @@ class HeadReader:
                 raise ProtocolError(400, "no Host")
         elif host not in self._hosts:
             self._judge_host(host)
-        if fields.shape.framing:
+        shape = fields.shape
+        if shape.framing:
             _judge_framing(fields)
-        if fields.shape.connection:
-            _judge_connection(fields)
+        where = shape.connection
+        if where:
+            if len(where) == 1 and fields.values[where[0]] == "keep-alive":  # the usual one
+                fields.keep_alive = True
+            else:
+                _judge_connection(fields)
+        fields.usual = fields.keep_alive and not fields.framed and fields.version == "1.1"
         if len(head) <= CACHED_BYTES:
             fields.block = head[len(left) :]
-        return self._remember(head, self._lines.get(left) or self._read_line(left), fields)
+        return self._remember(head, self._lines.get(left) or self._read_usual_line(left) or self._read_line(left), fields)
 
     def _remember(self, head: bytes, line: Line, fields: Fields) -> Request:
         """A request of a judged line and judged fields."""
         if line.authority is not None:
             fields = _with_host(fields, line.authority)
         request = Request(line, fields, len(head))
-        if len(head) <= CACHED_BYTES and self._came_before(head):
-            request.kept = True
-            if len(self._requests) >= CACHED_ENTRIES:
-                self._requests.clear()
-                self.usual.clear()
-                self.parting.clear()
-            self._requests[head] = request
-            if not fields.framed and line.path != "*":
-                if not fields.keep_alive:
-                    self.parting[head] = request
-                elif request.plain:
-                    self.usual[head] = request
-        return request
-
-    def _came_before(self, data: bytes) -> bool:
-        """Whether these bytes, or others with the same hash, which does no harm, came lately."""
-        key = hash(data)
+        if len(head) > CACHED_BYTES:
+            return request
+        key = hash(head)
         seen = self._seen
-        if key in seen:
-            return True
-        if len(seen) >= SEEN_ENTRIES:
-            seen.clear()
-        seen.add(key)
-        return False
+        if key in seen:  # or others with the same hash, which does no harm
+            request.kept = True
+            if len(self.known) >= CACHED_ENTRIES:
+                self.known.clear()
+            self.known[head] = request
+        else:
+            if len(seen) >= SEEN_ENTRIES:
+                seen.clear()
+            seen.add(key)
+        return request
 
     def _judge_part(self, data: bytes, start: int) -> None:
         """Refuse early what can no longer become a good head: nobody waits for a deadline to hear it.
@@ -284,12 +277,25 @@ class HeadReader:
         if len(left) <= CACHED_BYTES and left not in self._lines:
             self._read_line(left)
 
+    def _read_usual_line(self, left: str) -> Line | None:
+        match = _USUAL_LINE.fullmatch(left)
+        if match is None or len(left) + _VERSION_LENGTH > self.max_line:
+            return None
+        return self._keep_line(left, Line(*match.groups()))
+
+    def _keep_line(self, left: str, line: Line) -> Line:
+        if len(left) <= CACHED_BYTES:
+            if len(self._lines) >= CACHED_ENTRIES:
+                self._lines.clear()
+            self._lines[left] = line
+        return line
+
     def _read_line(self, left: str) -> Line:
         first = left.removeprefix("\r\n")  # RFC 9112 2.2: an empty line before the request line is skipped
         if len(first) + _VERSION_LENGTH > self.max_line:
             raise ProtocolError(414, f"request line over {self.max_line} bytes")
         method, _, target = first.partition(" ")
-        if method not in _METHODS and not _TOKEN.fullmatch(method):
+        if not _TOKEN.fullmatch(method):
             raise ProtocolError(400, "bad method")
         if len(method) > _METHOD_LENGTH:  # RFC 9112 3
             raise ProtocolError(501, f"method over {_METHOD_LENGTH} bytes")
@@ -306,12 +312,7 @@ class HeadReader:
             authority, path = self._read_absolute(path)
         if "%" in path:
             path = unquote_to_bytes(path).decode("latin-1")
-        line = Line(method, target, path, query, authority)
-        if len(left) <= CACHED_BYTES:
-            if len(self._lines) >= CACHED_ENTRIES:
-                self._lines.clear()
-            self._lines[left] = line
-        return line
+        return self._keep_line(left, Line(method, target, path, query, authority))
 
     def _read_absolute(self, target: str) -> tuple[str, str]:
         """Authority and path of a target in absolute form (RFC 9112 3.2.2), without its query."""
@@ -422,11 +423,7 @@ def _judge_framing(fields: Fields) -> None:
 
 def _judge_connection(fields: Fields) -> None:
     """Whether the connection goes on (RFC 9112 9.3)."""
-    where = fields.shape.connection
-    if len(where) == 1 and fields.values[where[0]] == "keep-alive":  # the usual one
-        fields.keep_alive = True
-        return
-    text = ",".join([fields.values[index] for index in where]).lower()
+    text = ",".join([fields.values[index] for index in fields.shape.connection]).lower()
     options = [option.strip(" \t") for option in text.split(",")]
     fields.keep_alive = "close" not in options and (fields.version != "1.0" or "keep-alive" in options)
 
@@ -436,7 +433,7 @@ def _with_host(fields: Fields, authority: str) -> Fields:
     others = [item for item in fields.items if item[0] != "host"]
     shape = Shape(fields.version, ("host", *(name for name, _ in others)))
     other = Fields(shape, (authority, *(value for _, value in others)))
-    for slot in ("chunked", "expect", "framed", "keep_alive", "length"):
+    for slot in ("chunked", "expect", "framed", "keep_alive", "length", "usual"):
         setattr(other, slot, getattr(fields, slot))
     return other
 

@@ -59,6 +59,7 @@ class Crew:
         self.loop = loop
         self.threads = threads
         self.answered = 0
+        self.reply: tuple[str, Any, Any] = ("", None, None)  # see `wsgi.Host`
         self.progress = time.monotonic()  # when a thread last became free or sent something
         self.fresh: deque[Job] = deque()  # requests that wait for a leader
         self._late: deque[Job] = deque()  # requests that are known to be slow, and wait for a follower

@@ -33,6 +33,8 @@ _FILES: Final = (io.BufferedReader, io.BufferedRandom, io.FileIO)
 class Host(Protocol):
     """What an exchange needs from the threads that it runs on."""
 
+    reply: tuple[str, Any, Any]  # the last status and headers that were known, and what they were judged to be
+
     def post(self, callback: Callable[..., object], *arguments: Any) -> None:
         """Call something on the loop's thread."""
 
@@ -129,20 +131,19 @@ class Exchange:
                 exc_info = None
         elif self.head is not None:
             raise AssertionError("start_response was called before, and no exc_info is given")
-        line = self.request.line
-        said, fields, head = line.reply
-        if headers == fields and status == said:  # as to the same request line before
+        host = self.host
+        said, fields, head = host.reply
+        if headers == fields and status == said:
             self.head = head
             return self.write
         key: Any = (status, *headers)
         try:
-            self.head = KNOWN_HEADS[key]
+            self.head = head = KNOWN_HEADS[key]
         except (KeyError, TypeError):
             self.head = response.head(status, key[1:])
         else:
-            if line.again and type(headers) is list:
-                line.reply = status, list(headers), self.head
-            line.again = True
+            if type(headers) is list:
+                host.reply = status, list(headers), head
         return self.write
 
     def write(self, data: bytes) -> None:
