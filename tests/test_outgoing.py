@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from epollard.outgoing import FLUSH_TURN, HIGH, LOW, SENDFILE, File, Outgoing
-from harness import wait_for
+from harness import WAIT, wait_for
 
 Pair = tuple[socket.socket, socket.socket]
+pytestmark = pytest.mark.timeout(WAIT)  # what is broken here mostly never ends, and in many tests at once
 
 
 def connected(family: str) -> Pair:
