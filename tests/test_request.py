@@ -328,9 +328,23 @@ def test_nothing_known_of_a_client_changes_a_judgement():
         plain = corpus.feed(corpus.reader(), [row.data])
         same = [expert for expert in known if row.data.endswith(expert.block)]
         of_fields += len(same)
-        for expert in (*of_names, *same):
+        for expert in (*of_names, *same, *(expert.shape.bare for expert in of_names)):
             assert corpus.feed(corpus.reader(), [row.data], last=expert) == plain, (row, expert.shape.names)
     assert of_fields > len(known)
+
+
+def test_what_stands_for_long_fields_has_none_of_them():
+    """It is there where an expression is, and knows that one and nothing that was sent."""
+    reader = corpus.reader()
+    for number in range(COMPILE_AFTER + 1):
+        found = reader.read(b"GET / HTTP/1.1\r\nHost: a\r\nX: %d\r\n\r\n" % number)
+        assert found is not None
+        shape = found.fields.shape
+        assert (shape.bare is not None) == (number >= COMPILE_AFTER - 1)
+    assert shape.bare is not None
+    assert shape.bare.shape is shape
+    assert shape.bare.items == [("host", ""), ("x", "")]
+    assert shape.bare.block is None
 
 
 def test_a_client_that_sends_its_fields_again_is_read_by_its_request_line():

@@ -242,7 +242,7 @@ class Connection:
         self.mask = -1  # what epoll knows; -1: nothing
         self.due = server.header_due
         self.form: Any = None  # what an application interface made of peer and local
-        self.last: Fields | None = None  # of the last head
+        self.last: Fields | None = None  # of the last head, see `Request.last`
 
     # Events.
 
@@ -306,7 +306,7 @@ class Connection:
             if request is None:
                 request = server.read_head(data, 0, self.last)
                 if request is not None and request.usual and request.size == len(data):
-                    self.last = request.fields
+                    self.last = request.last
                     return request
             self._serve(data, 0, request)
         except ProtocolError as error:
@@ -472,7 +472,7 @@ class Connection:
         """As `_advance`, where the first request has been read. None: it is not whole. Raises `ProtocolError`."""
         server = self.server
         while request is not None:
-            self.last = request.fields
+            self.last = request.last
             start += request.size
             if start != len(data):
                 self.buffer = data

@@ -83,7 +83,7 @@ class Line:
 class Shape:
     """A version and the names of header fields, judged. Shared by all heads with the same ones."""
 
-    __slots__ = ("connection", "count", "form", "framing", "host", "match", "names", "version")
+    __slots__ = ("bare", "connection", "count", "form", "framing", "host", "match", "names", "version")
 
     def __init__(self, version: str, names: tuple[str, ...]) -> None:
         self.version = version  # "1.0" or "1.1"
@@ -94,12 +94,14 @@ class Shape:
         self.form: Any = None  # what an application interface made of it
         self.count = 0  # heads that had it
         self.match: Callable[[str], re.Match[str] | None] = _NOTHING.match  # reads such heads, but for unusual white space
+        self.bare: Fields | None = None  # with it: what is kept in place of fields that are too long
 
     def compile(self, raw: Sequence[str]) -> None:
         """Make the expression, from the version and the names as they are sent. Possessive: it cannot backtrack."""
         lines = [rf"{re.escape(name)}:[ \t]*+([\t -~\x80-\xff]*+)(?<![ \t])\r\n" for name in raw[1:]]
         start = rf"([!-~]++ [!-~]++) HTTP/{re.escape(raw[0])}\r\n"
         self.match = re.compile("".join((start, *lines, r"\r\n"))).match
+        self.bare = Fields(self, [""] * len(self.names))
 
 
 class Fields:
@@ -134,11 +136,12 @@ class Fields:
 class Request:
     """A head, and how many bytes it has. Shared by all requests with the same bytes, so never changed."""
 
-    __slots__ = ("fields", "form", "kept", "line", "plain", "size", "usual")
+    __slots__ = ("fields", "form", "kept", "last", "line", "plain", "size", "usual")
 
     def __init__(self, line: Line, fields: Fields, size: int) -> None:
         self.line = line
         self.fields = fields
+        self.last = fields if fields.block is not None else fields.shape.bare  # what to keep for its client's next head
         self.size = size
         self.plain = fields.version == "1.1" and line.method != "HEAD"  # its answer needs no second look
         self.usual = self.plain and fields.usual and line.path != "*"
@@ -161,7 +164,7 @@ class HeadReader:
         self._safe = min(max_line, max_header_bytes)  # a head of so many bytes is over no limit but that of names
 
     def read(self, data: bytes, start: int = 0, last: Fields | None = None) -> Request | None:
-        """Read the head that begins at `start`. None: more bytes are needed. `last`: what its client's last head had.
+        """Read the head that begins at `start`. None: more bytes are needed. `last`: of its client's last one.
 
         Raises `ProtocolError` 400, 413, 414, 417, 431, 501, 505.
         """

@@ -150,6 +150,19 @@ def test_a_client_that_asks_faster_than_it_is_answered_fills_no_memory(server):
     assert -flood(10_000) + flood(100_000) < 1536  # KiB; the requests are 3,700
 
 
+def test_clients_with_long_heads_fill_no_memory(server):
+    """What idle ones have sent is not kept."""
+    head = b"GET /hello HTTP/1.1\r\nHost: test\r\nX: " + b"x" * 60_000 + b"\r\n\r\n"
+    with ExitStack() as stack:
+
+        def ask(count):
+            for _ in range(count):
+                assert stack.enter_context(server.connect()).send(head).response().status == 200
+            return int(server.get("/memory").text)
+
+        assert -ask(20) + ask(200) < 4 * 1024  # KiB; the heads are 12,000
+
+
 def test_more_clients_than_descriptors(serve):
     """Where no descriptor is free, new clients wait in the queue and are answered when there is one; the log says why."""
     server = serve(APP, launcher=("prlimit", "--nofile=48"))
