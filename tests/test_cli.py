@@ -128,6 +128,15 @@ def test_bad_configuration_is_exactly_one_line_and_status_2(words, environ, line
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", line)
 
 
+def test_a_directory_that_is_gone_is_one_line_too(tmp_path, monkeypatch, capsys):
+    """Whoever starts us in one that was removed meanwhile hears of it, and not by a traceback."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["--check"]) == 2
+    assert capsys.readouterr().err == "epollard: the current directory cannot be entered: No such file or directory\n"
+
+
 def test_an_application_that_does_not_import_ends_with_its_own_traceback_and_status_3(tmp_path):
     """For real: one line of ours, then the application's traceback from its own first frame, and nothing after it."""
     (tmp_path / "broken.py").write_text("def connect():\n    raise OSError('no database')\n\nconnect()\n")

@@ -31,8 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.action == "--print-config":
         print(config.show(loaded), end="")
         return 0
-    start = _here()
-    os.chdir(loaded.config.chdir)
+    try:
+        start = _here()
+        os.chdir(loaded.config.chdir)
+    except OSError as error:
+        print(f"epollard: the current directory cannot be entered: {error.strerror}", file=sys.stderr)
+        return BAD_CONFIGURATION
     log.configure(loaded.config.log_level, "supervisor")
     if arguments.action == "--check":
         return _check(loaded.config)
@@ -64,14 +68,16 @@ def _check(settings: config.Config) -> int:
 
 def _reread(arguments: config.Arguments, start: str) -> config.Config:
     """The configuration as it is now: the file is looked for where it was at the start. `ConfigError`."""
-    here = os.getcwd()
     try:
-        os.chdir(start)
-        return config.load(arguments.given, os.environ).config
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY)  # which may have no name any more
+        try:
+            os.chdir(start)
+            return config.load(arguments.given, os.environ).config
+        finally:
+            os.fchdir(here)
+            os.close(here)
     except OSError as error:
         raise config.ConfigError(f"{start!r} cannot be entered again: {error.strerror}") from None
-    finally:
-        os.chdir(here)
 
 
 def _serve(settings: config.Config, reread: Callable[[], config.Config], start: str) -> int:

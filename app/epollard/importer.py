@@ -34,8 +34,10 @@ def load(spec: str) -> Callable[..., Any]:
     callable, and where importing or making it raises anything (`sys.exit()` included) but `KeyboardInterrupt`.
     """
     module_name, _, name = spec.partition(":")
-    # Not "", which would go along with a later chdir() of the application.
-    directory = os.getcwd()
+    try:
+        directory = os.getcwd()  # not "", which would go along with a later chdir() of the application
+    except OSError as error:
+        raise ApplicationError(f"{spec}: the current directory is gone: {error.strerror}") from None
     if sys.path[:1] != [directory]:
         sys.path.insert(0, directory)
     module = _import(spec, module_name)

@@ -78,6 +78,21 @@ def test_a_bad_configuration_changes_nothing(start, tmp_path):
     server.wait_log("3 workers of generation 2 ready")
 
 
+def test_a_directory_that_is_gone_changes_nothing(start, tmp_path):
+    """Of an old release, say: the reload is refused, and the server goes on."""
+    release = tmp_path / "release"
+    release.mkdir()
+    server = start(chdir=release)
+    release.rmdir()
+    server.signal(signal.SIGHUP)
+    server.wait_log("SIGHUP: nothing is reloaded: --chdir: .* is not a directory")
+    release.mkdir()
+    server.signal(signal.SIGHUP)
+    server.wait_log("apps.hello:app: the current directory is gone")  # one of the same name is not the same
+    server.wait_log("generation 2 does not boot: the workers of generation 1 stay")
+    assert server.get("/").status == 200
+
+
 def test_listeners_stay_as_they_are(start, tmp_path):
     """An address that has changed takes a new start: the log says so, and the rest is reloaded."""
     file = tmp_path / "it.toml"
