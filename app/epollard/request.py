@@ -123,7 +123,7 @@ class Fields:
         self.framed = False  # there is a body to read, or one is announced
         self.keep_alive = version != "1.0"
         self.usual = self.keep_alive  # as a whole: of HTTP/1.1, without a body, and the connection goes on
-        self.block: bytes | None = None  # what they were read from: from the space before the version to the empty line
+        self.block = b""  # what they were read from: from the space before the version to the empty line
         self.again = False  # their client sends them again, so what is made of them is worth keeping
         self.form: Any = None  # what an application interface made of them
 
@@ -172,15 +172,15 @@ class HeadReader:
             known = self.known.get(data)
             if known is not None:
                 return known
-            block = last.block
-            if block is not None and data.endswith(block) and len(data) <= self._safe:
-                left = data[: -len(block)].decode("latin-1")
+            before = data.removesuffix(last.block)
+            if before is not data and len(data) <= self._safe:
+                left = before.decode("latin-1")
                 line = self._lines.get(left)
                 if line is not None:
                     last.again = True
                     return self._remember(data, line, last)
                 line = self._read_usual_line(left)
-                if line is not None:  # and so the head is a new one, too
+                if line is not None:  # and new, so the head is new, too
                     last.again = True
                     return Request(line, last, len(data))
             shape = last.shape
@@ -281,10 +281,12 @@ class HeadReader:
             self._read_line(left)
 
     def _read_usual_line(self, left: str) -> Line | None:
+        """None: it is not usual, whatever else it is."""
         match = _USUAL_LINE.fullmatch(left)
         if match is None or len(left) + _VERSION_LENGTH > self.max_line:
             return None
-        return self._keep_line(left, Line(*match.groups()))
+        method, target, path, query = match.groups()
+        return self._keep_line(left, Line(method, target, path, query))
 
     def _keep_line(self, left: str, line: Line) -> Line:
         if len(left) <= CACHED_BYTES:
