@@ -344,7 +344,7 @@ def test_what_stands_for_long_fields_has_none_of_them():
     assert shape.bare is not None
     assert shape.bare.shape is shape
     assert shape.bare.items == [("host", ""), ("x", "")]
-    assert shape.bare.block is None
+    assert shape.bare.block == b""
 
 
 def test_a_client_that_sends_its_fields_again_is_read_by_its_request_line():

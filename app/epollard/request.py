@@ -141,7 +141,7 @@ class Request:
     def __init__(self, line: Line, fields: Fields, size: int) -> None:
         self.line = line
         self.fields = fields
-        self.last = fields if fields.block is not None else fields.shape.bare  # what to keep for its client's next head
+        self.last = fields if fields.block else fields.shape.bare  # what to keep for its client's next head
         self.size = size
         self.plain = fields.version == "1.1" and line.method != "HEAD"  # its answer needs no second look
         self.usual = self.plain and fields.usual and line.path != "*"
