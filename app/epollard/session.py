@@ -151,6 +151,8 @@ class Session:
         elif kind == "websocket.accept":
             self._accept(message)
         elif kind == "websocket.close":
+            if self._denial is not None:
+                raise RuntimeError("websocket.close within a denial")
             if self._state == CONNECTING:
                 self._refuse(403)
             elif self._state == OPEN:

@@ -115,6 +115,20 @@ async def deny_listening(scope: MutableMapping[str, Any], receive: Receive, send
     note(scope, leaving.result())
 
 
+async def deny_and_close(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    """Says something else in the middle of a denial; what comes of it."""
+    await receive()
+    outcomes = []
+    await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+    for body in b"one ", b"two ":
+        try:
+            await send({"type": "websocket.close"})
+        except RuntimeError:
+            outcomes.append("RuntimeError")
+        await send({"type": "websocket.http.response.body", "body": body, "more_body": True})
+    await send({"type": "websocket.http.response.body", "body": " ".join(outcomes).encode()})
+
+
 async def deny_half(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     """A denial that is begun and never ended."""
     await receive()
@@ -314,6 +328,6 @@ WEBSOCKETS = {
     for function in (
         *(echo, describe, choose, bad_header, refuse, deny, deny_streamed, deny_half, raise_before, raise_after),
         *(return_before, return_after, close, send_after_close, mistakes, deaf, ears, flood, crowd, choir, deserted),
-        *(impatient, stubborn, slow_accept, never_accept, deny_listening),
+        *(impatient, stubborn, slow_accept, never_accept, deny_listening, deny_and_close),
     )
 }

@@ -291,6 +291,14 @@ def test_denial_in_pieces(serve):
         assert answer.body == b"x" * 4 * MEBIBYTE + b"end"
 
 
+def test_nothing_else_comes_within_a_denial(serve):
+    """Who has begun to answer otherwise cannot close, which would be an answer within the answer."""
+    with Peer(serve(APP), "/deny-and-close", open=False) as peer:
+        answer = peer.response()
+        assert (answer.status, answer.text) == (401, "one two RuntimeError RuntimeError")
+        assert peer.get("/").text == "Hello, world!"
+
+
 def test_a_denial_whose_client_leaves(serve):
     """The application that waits in `receive` while it denies hears of it."""
     server = serve(APP)
