@@ -113,7 +113,6 @@ TESTED_ELSEWHERE = {
     "__main__": ["test_cli.py", "harness.py"],
     "connection": ["server/test_http.py", "server/test_limits.py"],
     "balance": ["server/test_rescue.py", "server/test_scaling.py"],
-    "slots": ["server/test_rescue.py", "test_pool.py"],
     "management": ["server/test_admin.py"],
     "ctl": ["server/test_admin.py", "container/test_image.py"],
     "scope": ["server/test_asgi.py"],

@@ -69,8 +69,9 @@ class Slot:
         accepted = sum(process.record[ACCEPTED] for process in self.processes)
         came = accepted - self.accepted + queued - self.waiting
         moves = accepted != self.accepted
+        was_empty = not self.waiting  # it may have been so until a moment ago, and it is long since we looked
         self.waiting, self.accepted = queued, accepted
-        if not queued or moves or rested:
+        if was_empty or not queued or moves or rested:
             self.moved = now
         if self.stuck:
             # Others may have emptied its queue: it is well when it takes something, or turns its loop.
