@@ -2,7 +2,7 @@
 
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from .loop import IN, Loop
 
@@ -10,7 +10,7 @@ from .loop import IN, Loop
 class Signals:
     """Has `obey` called with the number of each of these signals, from now on."""
 
-    def __init__(self, loop: Loop, numbers: Iterable[int], obey: Callable[[int], object]) -> None:
+    def __init__(self, loop: Loop, numbers: Collection[int], obey: Callable[[int], object]) -> None:
         self._obey = obey
         self._reader, self._writer = socket.socketpair()
         for end in (self._reader, self._writer):
@@ -18,6 +18,7 @@ class Signals:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in numbers:
             signal.signal(number, _do_nothing)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # whoever started us may have had it blocked
         loop.watch(self._reader.fileno(), IN, self._on_bytes)
 
     def _on_bytes(self, events: int) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 
 import pytest
@@ -44,6 +45,14 @@ def test_an_idle_server_stops_at_once(start, control, number, options):
     server.signal(number)
     assert server.ended() == 0
     assert time.monotonic() - asked < 1 * SCALE
+
+
+def test_a_stop_is_heard_though_who_started_us_heard_none(start):
+    """A signal mask is inherited: the server has one of its own."""
+    block = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
+    server = start(launcher=[sys.executable, "-c", f"import os, signal, sys; {block}; os.execv(sys.argv[1], sys.argv[1:])"])
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
 
 
 @pytest.mark.parametrize(("number", "seconds"), [(signal.SIGTERM, 5), (signal.SIGINT, 1), (signal.SIGQUIT, 1)])
