@@ -97,6 +97,12 @@ def test_an_exception_has_its_traceback(capfd: pytest.CaptureFixture[str]):
     assert rest[-1] == "ValueError: second"
 
 
+def test_what_an_exception_says_is_shown(capfd: pytest.CaptureFixture[str]):
+    """It may have several lines, and often quotes what a stranger sent: no control character of that is obeyed."""
+    log.exception("failed", ValueError("bad\n\tname\x1b[2J\r\x9b\u2028"))
+    assert capfd.readouterr().err.endswith("ValueError: bad\n\tname\\x1b[2J\\x0d\\x9b\\u2028\n")
+
+
 @pytest.mark.parametrize(
     "end", ["os.close(2)", "r, w = os.pipe(); os.dup2(w, 2); os.close(r)", "os.dup2(os.open('/dev/full', 1), 2)"]
 )

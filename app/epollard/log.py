@@ -16,6 +16,7 @@ _name = "epollard"
 
 # What a terminal or a log reader would take for structure. A line may carry what a stranger sent.
 _ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
+_IN_BLOCKS: Final = {code: shown for code, shown in _ESCAPES.items() if chr(code) not in "\t\n"}
 
 
 def configure(level: str, name: str) -> None:
@@ -50,16 +51,17 @@ def error(text: str) -> None:
 
 
 def block(text: str, lines: str) -> None:
-    """One line, then a block of them as it is, in one write."""
+    """One line, then a block of them, in one write."""
     _write("info", text, lines)
 
 
 def exception(text: str, error: BaseException) -> None:
-    """One line that says what failed, then the traceback as it is, in one write."""
+    """One line that says what failed, then the traceback, in one write."""
     _write("error", text, "".join(traceback.format_exception(error)))
 
 
 def _write(level: str, text: str, block: str = "") -> None:
+    block = block.translate(_IN_BLOCKS)
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
     line = f"{stamp}.{int(now * 1000) % 1000:03d}Z {level:<7} {_name}[{os.getpid()}]: {escape(text)}\n{block}"
