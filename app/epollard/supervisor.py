@@ -121,6 +121,9 @@ class Supervisor:
             log.info(f"stopped: {accepted} connections accepted, {answered} requests answered, {aborted} cut short")
 
     def _end(self) -> int:
+        # The interpreter's end takes our handlers away, and one TERM more would make a violent death of it.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         if not self._upgrade.over:
             self._listeners.unlink()
         self._management.close()

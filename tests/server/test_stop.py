@@ -185,6 +185,16 @@ def test_a_second_signal_makes_it_quick(start, control, running, second):
     assert f"{second.name}: stopping at once" in server.log
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
+def test_a_signal_to_who_is_about_to_be_gone_changes_no_status(start, number):
+    """However late it comes: the server stopped as asked."""
+    server = start()
+    server.signal(signal.SIGTERM)
+    while server.process.poll() is None:
+        server.signal(number)
+    assert server.ended() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 @pytest.mark.parametrize("threads", [1, 8])
 def test_a_quick_stop_does_not_wait(start, control, running, number, threads):
