@@ -1,6 +1,7 @@
 """Rows of modules written to a directory, and what loading them gives or says; and of what kind applications are."""
 
 import functools
+import select
 import sys
 
 import pytest
@@ -30,6 +31,7 @@ FILES = {
     "second.py": "application = print",
     "neither.py": "from os import getcwd\ndef main(): pass",
     "empty.py": "",
+    "patched.py": "import select\ndel select.epoll\napp = print",
     "factory.py": "def app(): pass",
     "raises.py": "def inner():\n    1 / 0\ninner()",
     "leaves.py": "import sys\nsys.exit('bye')",
@@ -57,6 +59,7 @@ def _here(tmp_path, monkeypatch):
     (tmp_path / "unreadable.py").symlink_to("/proc/self/mem")  # even to root, at offset 0
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(select, "epoll", select.epoll)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = set(sys.modules)
     yield
@@ -108,6 +111,7 @@ LINES = [
     ("hello:holder.wsgy", "hello:holder.wsgy: 'holder' has no attribute 'wsgy'; did you mean 'wsgi'?"),
     ("hello:holder.zzz", "hello:holder.zzz: 'holder' has no attribute 'zzz'"),
     ("empty:app", "empty:app: module 'empty' has no attribute 'app'; it has nothing to call"),
+    ("patched", "patched: it has taken select.epoll away, as gevent and eventlet do: it cannot be served with that"),
     ("neither", "neither: the module has neither 'app' nor 'application'; it has main, getcwd; write neither:NAME"),
     ("hello:number", "hello:number: number is an int, which is not callable"),
     ("hello:number()", "hello:number(): number() is an int, which is not callable"),

@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import pkgutil
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -41,6 +42,10 @@ def load(spec: str) -> Callable[..., Any]:
     if sys.path[:1] != [directory]:
         sys.path.insert(0, directory)
     module = _import(spec, module_name)
+    if not hasattr(select, "epoll"):
+        raise ApplicationError(
+            f"{spec}: it has taken select.epoll away, as gevent and eventlet do: it cannot be served with that"
+        )
     name = name or _default_name(module)
     made = f"'{module_name}:{name}()'"
     found = _attribute(spec, module, name.removesuffix("()"))
