@@ -83,8 +83,11 @@ class Application(Protocol):
     def answer(self, connection: "Connection", request: Request, /) -> bytes | None:
         """Answer a request that has no body."""
 
+    def take(self, connection: "Connection", request: Request, body: bytes, /) -> bytes | None:
+        """Answer a request whose body came with its head."""
+
     def upload(self, connection: "Connection", request: Request, /) -> bytes | None:
-        """Answer a request that has a body: set `connection.sink`, and call `connection.read_body` to get it."""
+        """Answer a request whose body is to come: set `connection.sink`, and call `connection.read_body` to get it."""
 
 
 UNREAD: Final = Unread()
@@ -99,6 +102,7 @@ class Server:
         self.unfinished = reader.unfinished
         self.known = reader.known
         self.answer = application.answer
+        self.take = application.take
         self.upload = application.upload
         self.connections: set[Connection] = set()
         self.draining = False
@@ -472,16 +476,23 @@ class Connection:
         """As `_advance`, where the first request has been read. None: it is not whole. Raises `ProtocolError`."""
         server = self.server
         while request is not None:
+            fields = request.fields
             self.last = request.last
             start += request.size
+            body = None
+            if fields.framed and fields.length <= len(data) - start and self._may_take(request):
+                body = data[start : start + fields.length]
+                start += fields.length
             if start != len(data):
                 self.buffer = data
                 self.start = start
             elif self.buffer:
                 self.buffer = b""
                 self.start = 0
-            self.closing = server.draining or not request.fields.keep_alive
-            if request.fields.framed:
+            self.closing = server.draining or not fields.keep_alive
+            if body is not None:
+                answer = server.take(self, request, body)
+            elif fields.framed:
                 answer = self._begin_body(request)
             elif request.line.path == "*":
                 answer = self._answer_options(request)
@@ -518,6 +529,11 @@ class Connection:
                 self._answered()
             elif server.corked:
                 self.draw_cork()
+
+    def _may_take(self, request: Request) -> bool:
+        """Whether nothing but its length stands between the application and the body."""
+        fields = request.fields
+        return not fields.chunked and not fields.expect and fields.length <= self.server.max_body and request.line.path != "*"
 
     def _begin_body(self, request: Request) -> bytes | None:
         fields = request.fields

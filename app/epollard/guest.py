@@ -133,11 +133,16 @@ class Guest:
             return None
         return self._begin(Call(self, connection, request), scope)
 
+    def take(self, connection: Connection, request: Request, body: bytes) -> bytes | None:
+        """Answer a request whose body is there."""
+        scope = self._make_scope_of_body(connection, request)
+        call = Call(self, connection, request)
+        call.feed(body)
+        return self._begin(call, scope)
+
     def upload(self, connection: Connection, request: Request) -> bytes | None:
         """Answer a request that has a body: the application is called at once, and gets it as it comes."""
-        scope = self._make_scope(connection, request)
-        if scope["type"] == "websocket":
-            raise ProtocolError(400, "a WebSocket's handshake with a body")
+        scope = self._make_scope_of_body(connection, request)
         call = Call(self, connection, request)
         call.whole = False
         if request.fields.expect:
@@ -148,6 +153,12 @@ class Guest:
             if call.dead:
                 return None
         return self._begin(call, scope)
+
+    def _make_scope_of_body(self, connection: Connection, request: Request) -> Scope:
+        scope = self._make_scope(connection, request)
+        if scope["type"] == "websocket":
+            raise ProtocolError(400, "a WebSocket's handshake with a body")
+        return scope
 
     def _begin(self, call: Call, scope: Scope) -> bytes | None:
         if self._access is not None:

@@ -9,6 +9,7 @@ The watcher never runs application code. Where all other threads are busy it tur
 read, written and judged as ever, and requests wait for a thread. So `threads=1` is strictly one request at a time.
 """
 
+import io
 import threading
 import time
 from collections import deque
@@ -180,6 +181,10 @@ class Crew:
         if not exchange.leading:
             raise LoopLostError
         return b""
+
+    def take(self, connection: Connection, request: Request, body: bytes) -> bytes | None:
+        """Answer a request whose body is there."""
+        return self.answer(connection, request, io.BytesIO(body))
 
     def upload(self, connection: Connection, request: Request) -> bytes | None:
         """Answer a request with a body: when the body is there, or at once where the client waits for "100 Continue"."""

@@ -1,6 +1,7 @@
 """HTTP/1.1 as clients see it: where messages end, which answer belongs to which request, when a connection goes on."""
 
 import gc
+import hashlib
 import http.client
 import json
 import shutil
@@ -185,6 +186,23 @@ def test_bodies_in_a_pipeline(server):
             assert json.loads(client.response().text)["length"] == length
             assert client.response().text == f"/target?{number}"
         sent.result()
+
+
+def test_a_body_may_be_cut_anywhere(server):
+    """It comes with its head, wholly, partly or not at all, and the next request with its end."""
+    body = b"GET / HTTP/1.1\r\n\r\n"
+    request = b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body)
+    expected = hashlib.sha256(body).hexdigest()
+    with server.connect() as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the second piece waits for the first
+        for after in range(-2, len(body) + 3):
+            data = request + body + GET % b"/target?%d" % after
+            cut = len(request) + after
+            client.send(data[:cut])
+            server.get("/hello")  # by now it is read
+            client.send(data[cut:])
+            assert json.loads(client.response().text)["sha256"] == expected
+            assert client.response().text == f"/target?{after}"
 
 
 def test_a_request_may_come_byte_by_byte(server):
@@ -380,8 +398,6 @@ def test_an_empty_line_before_a_request(server):
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_bodies_of_every_size(server, size, chunked):
     """A body arrives as it was sent; a large one is kept in a file that has no name."""
-    import hashlib
-
     body = (b"0123456789abcdef" * (size // 16 + 1))[:size]
     content = iter([body[: size // 3], body[size // 3 : size // 3 + 1], body[size // 3 + 1 :]]) if chunked else body
     with httpx.Client(base_url=server.url, timeout=WAIT, trust_env=False) as client:

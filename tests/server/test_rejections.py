@@ -37,6 +37,7 @@ REJECTED = {
     "chunk without end": (400, POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n0\r\n\r\n"),
     "framing in a trailer": (400, POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 5\r\n\r\n"),
     "long body": (413, POST + b"Content-Length: 1001\r\n\r\n"),
+    "long body, all there": (413, POST + b"Content-Length: 1001\r\n\r\n" + b"x" * 1001),
     "endless length": (413, POST + b"Content-Length: " + b"9" * 300 + b"\r\n\r\n"),
     "long chunk": (413, POST + b"Transfer-Encoding: chunked\r\n\r\n3e9\r\n"),
     "long chunks": (413, POST + b"Transfer-Encoding: chunked\r\n\r\n1f4\r\n" + b"x" * 500 + b"\r\n1f5\r\n"),

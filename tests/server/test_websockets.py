@@ -178,6 +178,18 @@ def test_handshakes_that_are_refused(serve, changed, status):
     assert "before accept" not in server.log[before:]
 
 
+def test_a_handshake_that_comes_with_a_body_is_refused(serve):
+    """It is refused as one whose body is to come."""
+    server = serve(APP)
+    with Peer(server, None) as client:
+        client.send(
+            b"GET /raise-before HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\nContent-Length: 3\r\n\r\nabc" % KEY.encode()
+        )
+        assert client.response().status == 400
+        assert client.closed()
+
+
 @pytest.mark.parametrize(("method", "changed"), [("HEAD", {}), ("GET", {"upgrade": "h2c"}), ("GET", {"upgrade": None})])
 def test_what_asks_for_no_websocket_is_an_ordinary_request(serve, method, changed):
     """Another method and another upgrade are answered by the HTTP application."""
