@@ -20,6 +20,7 @@ BAD_USAGE: Final = 2
 
 PATIENCE: Final = 3.0  # seconds for an answer; HEALTHCHECK gives us 5 for all
 ANSWER_BYTES: Final = 1 << 20
+_STRANGER: Final = "{}: what answers there is no epollard"
 
 USAGE: Final = """\
 usage: epollardctl COMMAND [OPTIONS]
@@ -97,10 +98,13 @@ def _run(command: str, workers: str, settings: config.Config) -> str:
         raise Failure("the server has no management address (--admin off)")
     if command == "status":
         _, told = _ask(settings.admin, "GET", "/readyz")
-        return _table(told)
+        try:
+            return _table(told)
+        except (LookupError, TypeError):
+            raise Failure(_STRANGER.format(settings.admin)) from None
     target = f"/{command}?{urlencode({'workers': workers})}" if workers else f"/{command}"
     status, told = _ask(settings.admin, "POST", target)
-    if status != http.client.ACCEPTED:
+    if status != http.client.ACCEPTED or "done" not in told:
         raise Failure(str(told.get("error", f"the server answers {status}")))
     return str(told["done"])
 
@@ -110,6 +114,8 @@ def _check(settings: config.Config) -> str:
     if settings.admin != "off":
         try:
             status, told = _ask(settings.admin, "GET", "/readyz")
+            if "ready" not in told:
+                raise Failure(str(told.get("error", _STRANGER.format(settings.admin))))
         except Failure:
             if settings.admin_asked:
                 raise
@@ -146,7 +152,7 @@ def _ask(address: str, method: str, target: str) -> tuple[int, dict[str, Any]]:
         # All of it: who leaves early is counted as a client that was lost.
         body = answer.read(ANSWER_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise Failure(f"{address}: {getattr(error, 'strerror', None) or error}") from None
+        raise Failure(f"{address}: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}") from None
     finally:
         connection.close()
     try:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -521,6 +522,26 @@ def test_epollardctl_says_what_is_wrong(words, status, said):
     assert done.returncode == status
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", b"220 mail\r\nready\r\n"])
+@pytest.mark.parametrize("command", ["status", "healthcheck", "reload"])
+def test_a_stranger_is_not_taken_for_the_server(command, answer):
+    """Who else may listen there is neither well nor obedient, and what he says is one line."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            client, _ = listener.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        done = ctl(command, "--admin", f"127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+    assert done.returncode == 1
+    assert len((done.stdout + done.stderr).splitlines()) == 1
 
 
 def test_to_ask_what_a_command_is_does_not_give_it(managed):
