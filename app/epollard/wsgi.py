@@ -30,6 +30,10 @@ _ERROR_BODY: Final = b"Internal Server Error\n"
 _FILES: Final = (io.BufferedReader, io.BufferedRandom, io.FileIO)
 
 
+class ClientGoneError(ConnectionResetError):
+    """The client is gone, or was refused: what is written reaches nobody."""
+
+
 class Host(Protocol):
     """What an exchange needs from the threads that it runs on."""
 
@@ -147,12 +151,14 @@ class Exchange:
         return self.write
 
     def write(self, data: bytes) -> None:
-        """PEP 3333: the callable that `start_response` returns."""
+        """PEP 3333: the callable that `start_response` returns. `ClientGoneError`: or who writes without end would not end."""
         if type(data) is not bytes:
             raise TypeError(f"write() takes bytes, not {type(data).__name__}")
         self._back()
         try:
             self._send(data)
+            if self.dead or self.connection.closed:
+                raise ClientGoneError("the client is gone")
         finally:
             self._leave()
 
@@ -200,7 +206,11 @@ class Exchange:
         """The application raised: say so in the log, and to the client what can still be said."""
         self._back()
         line = self.request.line
-        log.exception(f"application failed on {line.method} {line.target} of {self.connection.name()}", error)
+        where = f"{line.method} {line.target} of {self.connection.name()}"
+        if isinstance(error, ClientGoneError):
+            log.debug(f"the client left in the middle of {where}")
+        else:
+            log.exception(f"application failed on {where}", error)
         if not self.opened:
             self.head = _ERROR
             self._send_whole(_ERROR_BODY)

@@ -139,6 +139,18 @@ def written(environ, start_response):
 
 
 @route
+def written_without_end(environ, start_response):
+    """By `write()`, until that raises."""
+    write = start_response("200 OK", [TEXT])
+    try:
+        while True:
+            write(b"more" * 1000)
+    except OSError as error:
+        note(environ, type(error).__name__)
+        raise
+
+
+@route
 def written_then_file(environ, start_response):
     """By `write()`, then by a file that is long enough for sendfile."""
     write = start_response("200 OK", [TEXT])

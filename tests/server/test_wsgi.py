@@ -313,6 +313,18 @@ def test_a_slow_reader_that_leaves(server, log):
     assert server.get("/hello").status == 200
 
 
+def test_a_client_that_leaves_who_is_written_to(server, log):
+    """`write()` raises, or an application that goes on for ever would keep its thread. That is no fault of the application."""
+    for count in range(1, 11):  # more than there are threads
+        with server.connect() as client:
+            client.request(f"/written_without_end?log={log}")
+            client.socket.recv(10)
+        log.wait(count)
+    assert server.get("/hello").status == 200
+    assert log.lines == ["ClientGoneError"] * 10
+    assert "application failed on GET /written_without_end" not in server.log
+
+
 # --- Files
 
 
