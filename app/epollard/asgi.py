@@ -259,13 +259,13 @@ class Call:
         if not self.done:
             self._refuse()
 
-    def give_up(self) -> None:
-        """The application returned without a whole answer."""
+    def give_up(self, failed: bool = False) -> None:
+        """The application returned, or `failed`, which is in the log already, without a whole answer."""
         if self.dead or self.connection.closed:
             pass
         elif self.left and self.asked:  # as it may: it was told that the client is gone
             self.connection.close()
-        else:
+        elif not failed:
             line = self.request.line
             said = "the end of its answer" if self.opened else "an answer"
             log.error(f"application returned without {said} on {line.method} {line.target}")

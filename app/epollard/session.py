@@ -89,7 +89,7 @@ class Session:
                 log.exception(f"application failed on WebSocket {self.request.line.target} of {self.connection.name()}", error)
         if self._denial is not None:
             if not self._denial.done:
-                self._denial.give_up()
+                self._denial.give_up(failed)
         elif self._state == CONNECTING:
             if not failed:
                 log.error(f"application returned without an answer on WebSocket {self.request.line.target}")

@@ -129,6 +129,13 @@ async def deny_and_close(scope: MutableMapping[str, Any], receive: Receive, send
     await send({"type": "websocket.http.response.body", "body": " ".join(outcomes).encode()})
 
 
+async def deny_and_raise(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+    await send({"type": "websocket.http.response.body", "body": b"begun", "more_body": True})
+    raise RuntimeError("within a denial")
+
+
 async def deny_half(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     """A denial that is begun and never ended."""
     await receive()
@@ -328,6 +335,6 @@ WEBSOCKETS = {
     for function in (
         *(echo, describe, choose, bad_header, refuse, deny, deny_streamed, deny_half, raise_before, raise_after),
         *(return_before, return_after, close, send_after_close, mistakes, deaf, ears, flood, crowd, choir, deserted),
-        *(impatient, stubborn, slow_accept, never_accept, deny_listening, deny_and_close),
+        *(impatient, stubborn, slow_accept, never_accept, deny_listening, deny_and_close, deny_and_raise),
     )
 }

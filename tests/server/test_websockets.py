@@ -329,6 +329,15 @@ def test_a_denial_that_is_not_finished(serve):
     server.wait_log("application returned without an answer on GET /deny-half")
 
 
+def test_an_application_that_fails_within_a_denial(serve):
+    """Its answer ends early; the log says why, and nothing that is not so."""
+    server = serve(APP)
+    with Peer(server, "/deny-and-raise", open=False) as peer, pytest.raises(AssertionError, match="the end came after"):
+        peer.response()
+    server.wait_log("RuntimeError: within a denial")
+    assert "on GET /deny-and-raise" not in server.log
+
+
 @pytest.mark.parametrize(
     ("path", "said"), [("raise-before", "RuntimeError: before accept"), ("return-before", "without an answer on WebSocket")]
 )
