@@ -577,7 +577,8 @@ class Connection:
             self.write(response.CONTINUE)
             if self.server.corked:
                 self.draw_cork()
-        if not self.closed and (self.mask >= 0 or self.paused):
+        # Who is heard already (or has just been accepted, and will be) needs no word to epoll.
+        if not self.closed and (self.paused or self.server.oneshot or 0 <= self.mask != self.server.watch_mask):
             self._listen()
         return None
 
