@@ -22,6 +22,14 @@ def large(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[b
     return [_LARGE]
 
 
+def posted(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Reads what was sent."""
+    size = int(environ.get("CONTENT_LENGTH") or 0)  # none where the measurement looks whether the server is there
+    if len(environ["wsgi.input"].read(size)) != size:
+        raise ValueError("the body is not whole")
+    return app(environ, start_response)
+
+
 def mixed(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     """A quick answer, but for /sleep one that waits for 100 ms as for a database."""
     if environ["PATH_INFO"] == "/sleep":

@@ -21,6 +21,7 @@ CASES: dict[str, tuple[str, Path | int]] = {
     "hello": ("app", HERE.parent / "report.lua"),
     "unique": ("app", HERE / "unique.lua"),
     "paths": ("app", HERE / "paths.lua"),
+    "post": ("posted", HERE / "post.lua"),
     "pipelined": ("app", HERE / "pipelined.lua"),
     "10k": ("large", HERE.parent / "report.lua"),
     "asgi": ("asgi:app", HERE.parent / "report.lua"),
