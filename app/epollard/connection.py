@@ -480,7 +480,7 @@ class Connection:
             self.last = request.last
             start += request.size
             body = None
-            if fields.framed and fields.length <= len(data) - start and self._may_take(request):
+            if fields.simple and fields.length <= len(data) - start and fields.length <= server.max_body:
                 body = data[start : start + fields.length]
                 start += fields.length
             if start != len(data):
@@ -490,12 +490,12 @@ class Connection:
                 self.buffer = b""
                 self.start = 0
             self.closing = server.draining or not fields.keep_alive
-            if body is not None:
-                answer = server.take(self, request, body)
-            elif fields.framed:
+            if fields.framed and body is None:
                 answer = self._begin_body(request)
             elif request.line.path == "*":
                 answer = self._answer_options(request)
+            elif body is not None:
+                answer = server.take(self, request, body)
             else:
                 answer = server.answer(self, request)
             if answer is None or self.closed:
@@ -529,11 +529,6 @@ class Connection:
                 self._answered()
             elif server.corked:
                 self.draw_cork()
-
-    def _may_take(self, request: Request) -> bool:
-        """Whether nothing but its length stands between the application and the body."""
-        fields = request.fields
-        return not fields.chunked and not fields.expect and fields.length <= self.server.max_body and request.line.path != "*"
 
     def _begin_body(self, request: Request) -> bytes | None:
         fields = request.fields

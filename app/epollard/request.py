@@ -109,7 +109,7 @@ class Fields:
 
     __slots__ = (
         *("again", "block", "chunked", "expect", "form", "framed", "host", "keep_alive", "length"),
-        *("shape", "usual", "values", "version"),
+        *("shape", "simple", "usual", "values", "version"),
     )
 
     def __init__(self, shape: Shape, values: Sequence[str]) -> None:
@@ -121,6 +121,7 @@ class Fields:
         self.chunked = False
         self.expect = False  # the client waits for "100 Continue"
         self.framed = False  # there is a body to read, or one is announced
+        self.simple = False  # ... of a known length, which its client does not wait to be asked for
         self.keep_alive = version != "1.0"
         self.usual = self.keep_alive  # as a whole: of HTTP/1.1, without a body, and the connection goes on
         self.block = b""  # what they were read from: from the space before the version to the empty line
@@ -169,34 +170,31 @@ class HeadReader:
         Raises `ProtocolError` 400, 413, 414, 417, 431, 501, 505.
         """
         if last is not None and not start:
-            known = self.known.get(data)
-            if known is not None:
-                return known
             before = data.removesuffix(last.block)
             if before is not data and len(data) <= self._safe:
                 left = before.decode("latin-1")
                 line = self._lines.get(left)
                 if line is not None:
                     last.again = True
-                    return self._remember(data, line, last)
+                    return self.known.get(data) or self._remember(data, line, last)
                 line = self._read_usual_line(left)
                 if line is not None:  # and new, so the head is new, too
                     last.again = True
                     return Request(line, last, len(data))
-            shape = last.shape
-            match = shape.match(data.decode("latin-1"))
-            if match is not None and match.end() <= self._safe:
-                head = data[: match.end()]
-                if head is not data and head in self.known:
-                    return self.known[head]
-                left, *values = match.groups()
-                return self._make(head, left, Fields(shape, values))
         end = data.find(b"\r\n\r\n", start)
         if end < 0:
             self._judge_part(data, start)
             return None
         head = data[start : end + 4]
-        return self.known.get(head) or self._read_head(head)
+        known = self.known.get(head)
+        if known is not None:
+            return known
+        if last is not None and len(head) <= self._safe:
+            match = last.shape.match(head.decode("latin-1"))
+            if match is not None:
+                left, *values = match.groups()
+                return self._make(head, left, Fields(last.shape, values))
+        return self._read_head(head)
 
     def unfinished(self, data: bytes, searched: int) -> bool:
         """Whether the head at the start of `data`, which did not end within the first `searched` bytes, does not end at all.
@@ -424,6 +422,7 @@ def _judge_framing(fields: Fields) -> None:
         if expect.lower() != "100-continue":
             raise ProtocolError(417, "unknown expectation")
         fields.expect = fields.framed
+    fields.simple = fields.framed and not fields.chunked and not fields.expect
 
 
 def _judge_connection(fields: Fields) -> None:
@@ -438,7 +437,7 @@ def _with_host(fields: Fields, authority: str) -> Fields:
     others = [item for item in fields.items if item[0] != "host"]
     shape = Shape(fields.version, ("host", *(name for name, _ in others)))
     other = Fields(shape, (authority, *(value for _, value in others)))
-    for slot in ("chunked", "expect", "framed", "keep_alive", "length", "usual"):
+    for slot in ("chunked", "expect", "framed", "keep_alive", "length", "simple", "usual"):
         setattr(other, slot, getattr(fields, slot))
     return other
 
