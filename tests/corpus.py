@@ -110,8 +110,10 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
         yield data[start : start + size] if size else data
 
 
-def feed(reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY, last: Fields | None = None) -> Outcome:
-    """One request from what is received, as a connection reads it. Nothing is read after a refusal."""
+def feed(
+    reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY, last: Fields | None = None, before: bytes = b""
+) -> Outcome:
+    """One request from what is received, as a connection reads it. Nothing is read after a refusal. `before`: read already."""
     buffer = body = b""
     request: Request | None = None
     decoder: LengthBody | ChunkedBody | None = None
@@ -122,7 +124,7 @@ def feed(reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY, l
             if request is None:
                 if searched and reader.unfinished(buffer, searched):
                     continue
-                request = reader.read(buffer, 0, last)
+                request = reader.read(before + buffer, len(before), last)
                 if request is None:
                     continue
                 buffer = buffer[request.size :]
@@ -143,5 +145,5 @@ def facts(request: Request) -> dict[str, Any]:
     line, fields = request.line, request.fields
     return {name: getattr(line, name) for name in ("method", "target", "path", "query", "authority")} | {
         name: getattr(fields, name)
-        for name in ("version", "host", "items", "keep_alive", "length", "chunked", "expect", "framed")
+        for name in ("version", "host", "items", "keep_alive", "length", "chunked", "expect", "framed", "simple", "usual")
     }
