@@ -151,6 +151,22 @@ def test_an_application_that_does_not_import_ends_with_its_own_traceback_and_sta
     assert lines[-1] == "OSError: no database"
 
 
+def test_standard_streams_that_are_closed_are_filled(tmp_path):
+    """Else what is opened next, an epoll or a client, would be standard error, and get the log."""
+    code = """
+import os, sys
+for fd in range(3):
+    os.close(fd)
+from epollard import cli
+cli.main(["--version"])
+found = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)]
+with open("found", "w") as file:
+    file.write(" ".join(found))
+"""
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(SOURCE)}, check=True)
+    assert (tmp_path / "found").read_text() == "/dev/null /dev/null /dev/null"
+
+
 def test_the_current_directory_is_importable_even_where_python_says_not(tmp_path):
     """The contract holds under PYTHONSAFEPATH, too, and the application is found ahead of what is installed."""
     (tmp_path / "checked.py").write_text("app = print")

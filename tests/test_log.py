@@ -92,15 +92,18 @@ def test_an_exception_has_its_traceback(capfd: pytest.CaptureFixture[str]):
     first, *rest = capfd.readouterr().err.splitlines()
     assert first.endswith(": it\\x0afailed")
     assert " error " in first
-    assert rest[0] == "Traceback (most recent call last):"
-    assert "KeyError: 'first'" in rest
-    assert rest[-1] == "ValueError: second"
+    assert rest[0] == "    Traceback (most recent call last):"
+    assert "    KeyError: 'first'" in rest
+    assert rest[-1] == "    ValueError: second"
 
 
 def test_what_an_exception_says_is_shown(capfd: pytest.CaptureFixture[str]):
-    """It may have several lines, and often quotes what a stranger sent: no control character of that is obeyed."""
-    log.exception("failed", ValueError("bad\n\tname\x1b[2J\r\x9b\u2028"))
-    assert capfd.readouterr().err.endswith("ValueError: bad\n\tname\\x1b[2J\\x0d\\x9b\\u2028\n")
+    """It may have several lines, and often quotes what a stranger sent: no control character of that is obeyed, and no line
+    of it stands where those of the log begin."""
+    log.exception("failed", ValueError("bad\n\tname\x1b[2J\r\x9b\u2028\n"))
+    said = capfd.readouterr().err
+    assert said.endswith("    ValueError: bad\n    \tname\\x1b[2J\\x0d\\x9b\\u2028\n    \n")
+    assert all(line.startswith("    ") for line in said.split("\n")[1:-1])
 
 
 @pytest.mark.parametrize(

@@ -406,6 +406,8 @@ class Call:
             if not stat.S_ISREG(status.st_mode):
                 raise RuntimeError("this is no regular file")
             here = os.lseek(fd, 0, os.SEEK_CUR) if offset is None else offset
+            if here < 0:
+                raise ValueError(f"offset {here} is before the file")
             rest = max(status.st_size - here, 0)
             count = rest if count is None else max(min(count, rest), 0)
             if offset is None:

@@ -16,6 +16,7 @@ NOT_LOADED = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the program's own) and return the exit status, here and in each worker."""
+    _fill_standard_streams()
     try:
         arguments = config.parse_arguments(sys.argv[1:] if argv is None else argv)
         if arguments.action == "--help":
@@ -50,6 +51,13 @@ def _here() -> str:
         return called if os.path.isabs(called) and os.path.samefile(called, here) else here
     except OSError:
         return here
+
+
+def _fill_standard_streams() -> None:
+    """Where descriptors 0 to 2 were closed, what is opened next would be one of them, and get what is written to the log."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 def _check(settings: config.Config) -> int:

@@ -61,7 +61,9 @@ def exception(text: str, error: BaseException) -> None:
 
 
 def _write(level: str, text: str, block: str = "") -> None:
-    block = block.translate(_IN_BLOCKS)
+    if block:
+        # Indented, or what a stranger sent, in an exception's message, could pass for lines of ours. Log readers join such lines.
+        block = "    " + block.translate(_IN_BLOCKS).removesuffix("\n").replace("\n", "\n    ") + "\n"
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
     line = f"{stamp}.{int(now * 1000) % 1000:03d}Z {level:<7} {_name}[{os.getpid()}]: {escape(text)}\n{block}"

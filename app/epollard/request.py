@@ -407,7 +407,7 @@ def _judge_framing(fields: Fields) -> None:
         others, _, last = coding.lower().rpartition(",")
         if last.strip(" \t") != "chunked" or "chunked" in others:
             raise ProtocolError(400, "chunked is not the last transfer coding")
-        if others:
+        if "," in coding:
             raise ProtocolError(501, "transfer coding other than chunked")
         fields.chunked = fields.framed = True
     elif length is not None:

@@ -447,7 +447,7 @@ def test_an_error_before_the_head_is_sent(server, log, error, when, steps):
         answer = client.get(target)
         assert (answer.status, answer.header("x-secret"), answer.text) == (500, None, "Internal Server Error\n")
         assert client.get("/hello").status == 200
-    server.wait_log(rf"application failed on GET .*error={error}.*\nTraceback")
+    server.wait_log(rf"application failed on GET .*error={error}.*\n    Traceback")
     assert worker(server) == before
 
 
@@ -469,7 +469,7 @@ def test_an_error_after_the_answer(server, log, when):
         answer = client.get(play(log, start(), body("whole"), *when, "raise", error="RuntimeError", mark="afterwards"))
         assert (answer.status, answer.text) == (200, "whole")
         assert client.get("/hello").status == 200
-    server.wait_log(r"application failed on GET .*mark=afterwards.*\nTraceback")
+    server.wait_log(r"application failed on GET .*mark=afterwards.*\n    Traceback")
 
 
 WRONG = {
@@ -658,6 +658,13 @@ def test_pieces_of_an_open_file(server, tmp_path, steps, expected, how):
             target = "/zerocopy?" + urlencode({"path": path, "script": json.dumps(steps)}) + how
             assert client.get(target).text == expected
         assert client.get("/fds").text == before
+
+
+def test_an_offset_before_the_file(server, tmp_path):
+    """The application's error, not its client's end."""
+    (tmp_path / "file").write_text("0123456789")
+    assert server.get("/zerocopy?" + urlencode({"path": tmp_path / "file", "script": "[[-1, null]]"})).status == 500
+    server.wait_log("ValueError: offset -1")
 
 
 def test_what_cannot_be_sent_from_costs_no_descriptor(server, tmp_path):

@@ -105,7 +105,7 @@ def test_a_reload_to_what_cannot_start(served, notes, tmp_path):
 def test_an_application_whose_lifespan_dies(served):
     """Its traceback, and the worker serves on."""
     server = served("dies")
-    server.wait_log(r"application failed in its lifespan\nTraceback")
+    server.wait_log(r"application failed in its lifespan\n    Traceback")
     assert server.get("/").status == 200
     server.signal(signal.SIGTERM)
     assert server.ended() == 0
