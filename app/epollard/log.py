@@ -62,7 +62,7 @@ def exception(text: str, error: BaseException) -> None:
 
 def _write(level: str, text: str, block: str = "") -> None:
     if block:
-        # Indented, or what a stranger sent, in an exception's message, could pass for lines of ours. Log readers join such lines.
+        # Indented, or what a stranger sent, in an exception's message, could pass for lines of ours.
         block = "    " + block.translate(_IN_BLOCKS).removesuffix("\n").replace("\n", "\n    ") + "\n"
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))

@@ -106,7 +106,7 @@ def test_where_calls_wait_is_told(serve):
         client.request("/executor?seconds=1")
         server.get("/hello")
         server.signal(signal.SIGUSR1)
-        match = server.wait_log(r"GET /executor\?seconds=1 of 127\.0\.0\.1:\d+ waits .*\n(  File .*\n)+")
+        match = server.wait_log(r"GET /executor\?seconds=1 of 127\.0\.0\.1:\d+ waits .*\n(      File .*\n)+")
         assert re.search(r'guests\.py", line \d+ in executor\n(.*\n)*.*guests\.py", line \d+ in app\n', match[0])
         server.wait_log(r"Current thread .*\n(  File .*\n)*.*in run_until_complete\n")
         assert client.response().text == "True"

@@ -115,7 +115,7 @@ def test_an_application_whose_lifespan_dies(served):
     ("kind", "told"),
     [
         ("fails_at_the_end", r"application failed to shut down: not\\x0aflushed"),
-        ("raises_at_the_end", r"application failed in its lifespan\n(.*\n)+RuntimeError: the end failed"),
+        ("raises_at_the_end", r"application failed in its lifespan\n(.*\n)+    RuntimeError: the end failed"),
     ],
 )
 def test_an_application_that_cannot_shut_down(served, kind, told):
