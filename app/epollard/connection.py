@@ -100,7 +100,7 @@ class Server:
         self.loop = loop
         self.read_head = reader.read
         self.unfinished = reader.unfinished
-        self.known = reader.known
+        self.known = reader.known  # what takes the short way, where there is one
         self.answer = application.answer
         self.take = application.take
         self.upload = application.upload
@@ -112,7 +112,7 @@ class Server:
         self.watch_mask = IN
         self.end_mask = 0  # RDHUP where applications want to hear that their client has left
         self.flags = 0
-        self.brisk = True  # a usual request takes the short way
+        self.brisk = True  # there is a short way for usual requests
         self.oneshot = False
         self.corked = False
         self.ask_from = MUCH  # bytes
@@ -134,7 +134,7 @@ class Server:
         self.flags = {"level": 0, "edge": EDGE, "oneshot": ONESHOT}[name]
         self.oneshot = name == "oneshot"
         if self.oneshot:
-            self.brisk = False  # each event has to be asked for again
+            self.slow_down()  # each event has to be asked for again
         # What is received in one piece of so many bytes may not be all that there is to receive without another event.
         self.ask_from = {"level": MUCH, "edge": RECEIVE, "oneshot": 0}[name]
         # The end of a client that comes with its last bytes is one edge with them: RDHUP tells of it.
@@ -148,7 +148,12 @@ class Server:
     def cork(self) -> None:
         """Connections have TCP_CORK (tcp(7)): it is drawn after each answer, or the kernel would hold its end for 200 ms."""
         self.corked = True
+        self.slow_down()
+
+    def slow_down(self) -> None:
+        """From now on every answer needs more than to be sent: no request takes the short way."""
         self.brisk = False
+        self.known = {}
 
     def tick(self, monotonic: float, now: float) -> None:
         """Once a second: the date, and the deadlines.
@@ -191,7 +196,7 @@ class Server:
     def drain(self) -> None:
         """From now on every answer says `Connection: close`."""
         self.draining = True
-        self.brisk = False
+        self.slow_down()
 
     def dismiss_idle(self, due: float) -> None:
         """Who is idle may still ask until then: a request that is under way to us while we close would be lost."""
@@ -271,7 +276,7 @@ class Connection:
             if self._unfinished(data, events):
                 return
             data = self.buffer
-        elif events == IN and server.brisk:
+        elif events == IN:
             request = server.known.get(data)
             if request is None or not request.usual:
                 request = self._read(data, request)
@@ -305,6 +310,9 @@ class Connection:
         server = self.server
         if len(data) >= server.ask_from:
             self._advance_armed(data, IN)
+            return None
+        if not server.brisk:
+            self._advance(data, 0)
             return None
         try:
             if request is None:

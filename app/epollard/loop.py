@@ -110,14 +110,16 @@ class Loop(selectors.BaseSelector):
         handlers = self._handlers
         for fd, events in self._batch:
             # A handler earlier in the batch may have closed this descriptor, or even reused its number: handlers bear that.
-            handler = handlers.get(fd)
-            if handler is not None:
-                try:
-                    handler(events)
-                except Exception as error:
-                    # Forgotten, or a level-triggered event would raise it again without end.
-                    self._drop(fd)
-                    self.on_error(error)
+            try:
+                handler = handlers[fd]
+            except KeyError:
+                continue
+            try:
+                handler(events)
+            except Exception as error:
+                # Forgotten, or a level-triggered event would raise it again without end.
+                self._drop(fd)
+                self.on_error(error)
         posted = self._posted
         for _ in range(len(posted)):
             callback, arguments = posted.popleft()
