@@ -11,9 +11,9 @@ Environ = dict[str, Any]
 
 
 class Environment:
-    """Makes the `environ` of each request."""
+    """Makes the `environ` of each request. `local`: SERVER_NAME and SERVER_PORT where nothing else is said."""
 
-    def __init__(self, *, threads: int, processes: int) -> None:
+    def __init__(self, *, threads: int, processes: int, local: tuple[str, str] = ("", "")) -> None:
         self._base: Environ = {
             "REQUEST_METHOD": "",
             "SCRIPT_NAME": "",
@@ -21,8 +21,8 @@ class Environment:
             "QUERY_STRING": "",
             "REQUEST_URI": "",
             "RAW_URI": "",
-            "SERVER_NAME": "",
-            "SERVER_PORT": "",
+            "SERVER_NAME": local[0],
+            "SERVER_PORT": local[1],
             "REMOTE_ADDR": "",
             "REMOTE_PORT": "",
             "SERVER_SOFTWARE": "epollard",

@@ -56,7 +56,9 @@ class Seat(Hold):
 class Crew:
     """The threads of a worker, and the `connection.Application` that they serve."""
 
-    def __init__(self, loop: Loop, app: App, threads: int, processes: int, access: Access | None) -> None:
+    def __init__(
+        self, loop: Loop, app: App, threads: int, processes: int, access: Access | None, local: tuple[str, str]
+    ) -> None:
         self.loop = loop
         self.threads = threads
         self.answered = 0
@@ -65,7 +67,8 @@ class Crew:
         self.fresh: deque[Job] = deque()  # requests that wait for a leader
         self._late: deque[Job] = deque()  # requests that are known to be slow, and wait for a follower
         self._app = app
-        self._make_environ = Environment(threads=threads, processes=processes).make
+        self._local = local  # of most connections
+        self._make_environ = Environment(threads=threads, processes=processes, local=local).make
         self._access = access
         self._slow: dict[str, None] = {}
         self._appointed = Seat()  # stands for a follower that has been told to lead and has not begun
@@ -126,7 +129,8 @@ class Crew:
             return None
         form = request.form
         environ = form.copy() if form else self._make_environ(request)
-        environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
+        if connection.local is not self._local:
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
         exchange = Exchange()  # and no method of it called that can be written out here: 50 ns each
         exchange.host = self

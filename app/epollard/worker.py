@@ -58,6 +58,14 @@ _SIGNALS: Final = (
 )
 
 
+def _local(listener: socket.socket) -> tuple[str, str]:
+    """SERVER_NAME and SERVER_PORT of who comes by this listener."""
+    if listener.family == socket.AF_UNIX:
+        return UNIX_LOCAL
+    host, port = listener.getsockname()[:2]
+    return host, str(port)
+
+
 class Worker:
     """One worker process, from its first line to its exit status."""
 
@@ -111,6 +119,7 @@ class Worker:
     def _serve(self, app: Callable[..., Any]) -> None:
         config = self._config
         self._loop = loop = Loop()
+        self._local = _local(self._listeners[0])  # one object, by which most connections are known
         access = AccessLog(config.access_log) if config.access_log != "off" else None
         self._flush = access.flush if access else None
         loop.on_turn = self._flush
@@ -123,7 +132,7 @@ class Worker:
         if kind == "asgi":
             self._interface = Guest(loop, app, config.ws_max_size, config.ws_deflate == "on", add)
         else:
-            self._interface = Crew(loop, app, config.threads, config.most_workers, add)
+            self._interface = Crew(loop, app, config.threads, config.most_workers, add, self._local)
         reader = HeadReader(config.max_line, config.max_headers, config.max_header_bytes)
         self._server = server = Server(loop, reader, self._interface)
         server.limit(config.max_body, config.header_timeout, config.body_timeout, config.write_timeout, config.keep_alive)
@@ -244,13 +253,11 @@ class Worker:
     # Listeners.
 
     def _watch(self, listener: socket.socket) -> None:
-        if listener.family == socket.AF_UNIX:
-            local = UNIX_LOCAL
-            mask = IN | select.EPOLLEXCLUSIVE  # shared by all workers: wake one of them, not all (epoll_ctl(2))
-        else:
-            host, port = listener.getsockname()[:2]
-            local = (host, str(port))
-            mask = IN
+        local = _local(listener)
+        if local == self._local:
+            local = self._local
+        # A Unix socket is shared by all workers: wake one of them, not all (epoll_ctl(2)).
+        mask = IN | select.EPOLLEXCLUSIVE if listener.family == socket.AF_UNIX else IN
         # The class beneath `socket.socket`: an accepted socket costs a third of what `socket.accept` makes of it.
         bare = cast(socket.SocketType, listener)
         self._loop.watch(listener.fileno(), mask, partial(self._on_listener, bare, listener.family, local))
@@ -354,8 +361,7 @@ class Worker:
         except OSError:  # nothing waits any more (or nothing can be taken)
             self._listeners.pop().close()
             return
-        local = UNIX_LOCAL if listener.family == socket.AF_UNIX else listener.getsockname()[:2]
-        self._server.accept(socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd), peer, (local[0], str(local[1])))
+        self._server.accept(socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd), peer, _local(listener))
 
     def _dismiss_idle(self) -> None:
         chance = LAST_CHANCE
