@@ -69,6 +69,14 @@ def test_check_says_ok(capsys, tmp_path):
     assert capsys.readouterr() == ("ok: checked:app (WSGI)\n", "")
 
 
+@pytest.mark.parametrize(("app", "status"), [("app = print", 0), ("", 3)])
+def test_check_waits_for_no_thread_of_the_application(app, status, tmp_path):
+    """An import may start one that never ends."""
+    (tmp_path / "threaded.py").write_text(f"import threading\nthreading.Thread(target=threading.Event().wait).start()\n{app}\n")
+    ended = epollard_command("--check", "threaded:app")
+    assert (ended.returncode, ended.stdout) == (status, "" if status else "ok: threaded:app (WSGI)\n")
+
+
 def test_check_without_an_application_is_the_demo(capsys):
     """There is always something to serve."""
     assert cli.main(["--check"]) == 0

@@ -5,6 +5,7 @@ Exit status: 0 stopped as asked; 2 bad configuration; 3 the application could no
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -40,7 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_CONFIGURATION
     log.configure(loaded.config.log_level, "supervisor")
     if arguments.action == "--check":
-        return _check(loaded.config)
+        status = _check(loaded.config)
+        if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+            # Of the application's import: the interpreter would wait for them.
+            sys.stdout.flush()
+            os._exit(status)
+        return status
     return _serve(loaded.config, partial(_reread, arguments, start), start)
 
 
