@@ -99,7 +99,8 @@ class Shape:
     def compile(self, raw: Sequence[str]) -> None:
         """Make the expression, from the version and the names as they are sent. Possessive: it cannot backtrack."""
         lines = [rf"{re.escape(name)}:[ \t]*+([\t -~\x80-\xff]*+)(?<![ \t])\r\n" for name in raw[1:]]
-        start = rf"([!-~]++ [!-~]++) HTTP/{re.escape(raw[0])}\r\n"
+        # The first " HTTP/" ends the target, whatever follows it.
+        start = rf"([!-~]++ (?!HTTP/)[!-~]++) HTTP/{re.escape(raw[0])}\r\n"
         self.match = re.compile("".join((start, *lines, r"\r\n"))).match
         self.bare = Fields(self, [""] * len(self.names))
 
