@@ -40,17 +40,16 @@ class HeadError(ValueError):
 
 
 class Head:
-    """A status and its header fields, judged and serialised. Shared by all responses with the same ones.
+    """A status and its header fields, judged and serialised. Shared by all responses with the same ones, so never changed.
 
     `lines` lacks what belongs to one response only: framing, Date (unless `dated`), the empty line.
     """
 
-    __slots__ = ("bodiless", "close", "code", "dated", "dated_lines", "events", "length", "lines", "plain", "usual")
+    __slots__ = ("bodiless", "close", "code", "dated", "events", "length", "lines", "plain", "usual")
 
     def __init__(self, code: int, lines: bytes, length: int | None, close: bool, dated: bool) -> None:
         self.code = code
         self.lines = lines
-        self.dated_lines = b"", lines  # the server's usual end of a head, of this second, and `lines` with it
         self.length = length  # the application's Content-Length
         self.close = close
         self.dated = dated

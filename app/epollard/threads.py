@@ -167,14 +167,7 @@ class Crew:
                 and (request.plain or (connection.closing and request.line.method != "HEAD"))
             ):
                 server = connection.server
-                if connection.closing:
-                    answer = head.lines + server.close_end + content
-                else:
-                    end, opening = head.dated_lines
-                    if end is not server.date_end:  # another second has begun
-                        opening = head.lines + server.date_end
-                        head.dated_lines = server.date_end, opening
-                    answer = opening + content
+                answer = head.lines + (server.close_end if connection.closing else server.date_end) + content
             else:
                 answer = exchange.whole(content)
             if answer is not None:
