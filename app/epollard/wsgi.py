@@ -17,7 +17,7 @@ from .connection import Connection
 from .environ import Environ, FileWrapper
 from .outgoing import HIGH
 from .request import Request
-from .response import COPY_BELOW, KNOWN_HEADS, LAST_CHUNK, Head
+from .response import COPY_BELOW, LAST_CHUNK, Head
 from .uploads import ExpectedInput
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -37,7 +37,7 @@ class ClientGoneError(ConnectionResetError):
 class Host(Protocol):
     """What an exchange needs from the threads that it runs on."""
 
-    reply: tuple[str, Any, Any]  # the last status and headers that were known, and what they were judged to be
+    reply: tuple[str, Any, Any]  # the last status and headers, and what they were judged to be
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> None:
         """Call something on the loop's thread."""
@@ -137,17 +137,11 @@ class Exchange:
             raise AssertionError("start_response was called before, and no exc_info is given")
         host = self.host
         said, fields, head = host.reply
-        if headers == fields and status == said:
-            self.head = head
-            return self.write
-        key: Any = (status, *headers)
-        try:
-            self.head = head = KNOWN_HEADS[key]
-        except (KeyError, TypeError):
-            self.head = response.head(status, key[1:])
-        else:
+        if headers != fields or status != said:
+            head = response.head(status, headers)
             if type(headers) is list:
                 host.reply = status, list(headers), head
+        self.head = head
         return self.write
 
     def write(self, data: bytes) -> None:
