@@ -300,19 +300,13 @@ class Connection:
             if answer is not None and not self.closed:
                 self._answered()
             return
-        if events != IN or len(data) >= server.ask_from:
-            self._advance_armed(data, events)
-        else:
-            self._advance(data, 0)
+        self._advance_armed(data, events)
 
     def _read(self, data: bytes, request: Request | None) -> Request | None:
         """The one usual request that `data` is. None: it is something else, which has been dealt with. `request`: if known."""
         server = self.server
-        if len(data) >= server.ask_from:
+        if not server.brisk or len(data) >= server.ask_from:
             self._advance_armed(data, IN)
-            return None
-        if not server.brisk:
-            self._advance(data, 0)
             return None
         try:
             if request is None:

@@ -124,7 +124,7 @@ class Fields:
         self.framed = False  # there is a body to read, or one is announced
         self.simple = False  # ... of a known length, which its client does not wait to be asked for
         self.keep_alive = version != "1.0"
-        self.usual = self.keep_alive  # as a whole: of HTTP/1.1, without a body, and the connection goes on
+        self.usual = False  # as a whole: of HTTP/1.1, without a body, and the connection goes on
         self.block = b""  # what they were read from, from the space before the version to the empty line, if it is not long
         self.again = False  # their client sends them again, so what is made of them is worth keeping
         self.form: Any = None  # what an application interface made of them
