@@ -707,7 +707,8 @@ def test_as_pid_1(start, tmp_path):
     wait_for(lambda: len(children(first)) == 2)
     (tmp_path / "go").touch()
     wait_for(lambda: children(first) == [new])
-    assert not [pid for pid in os.listdir(f"/proc/{first}/root/proc") if pid.isdigit() and not alive_in(first, pid)]
+    root = f"/proc/{first}/root/proc"
+    wait_for(lambda: not [pid for pid in os.listdir(root) if pid.isdigit() and not alive_in(first, pid)])
     os.kill(first, signal.SIGTERM)
     assert server.ended() == 0
     assert not listening(server.port)
