@@ -653,11 +653,11 @@ def test_pieces_of_an_open_file(server, tmp_path, steps, expected, how):
     path.write_text("0123456789")
     how = how.replace("length", f"length={len(expected)}")
     with server.connect() as client:
-        before = client.get("/fds").text
+        before = client.get("/files").text
         for _ in range(2):
             target = "/zerocopy?" + urlencode({"path": path, "script": json.dumps(steps)}) + how
             assert client.get(target).text == expected
-        assert client.get("/fds").text == before
+        assert client.get("/files").text == before
 
 
 def test_an_offset_before_the_file(server, tmp_path):
@@ -673,10 +673,10 @@ def test_what_cannot_be_sent_from_costs_no_descriptor(server, tmp_path):
     holder = os.open(tmp_path / "fifo", os.O_RDWR)
     try:
         with server.connect() as client:
-            before = client.get("/fds").text
+            before = client.get("/files").text
             target = "/zerocopy?" + urlencode({"path": tmp_path / "fifo", "script": "[[null, null]]"})
             assert client.get(target).status == 500
-            assert client.get("/fds").text == before
+            assert client.get("/files").text == before
     finally:
         os.close(holder)
 
