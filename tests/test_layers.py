@@ -42,7 +42,8 @@ IMPORTS = {
     "lifespan": {"log"},
     "guest": {"asgi", "connection", "lifespan", "log", "loop", "request", "scope", "session", "websocket"},
     # processes
-    "config": {"cgroup"},
+    "kinds": set(),
+    "config": {"cgroup", "kinds"},
     "worker": {
         "accesslog",
         "config",
@@ -114,6 +115,7 @@ TESTED_ELSEWHERE = {
     "connection": ["server/test_http.py", "server/test_limits.py"],
     "balance": ["server/test_rescue.py", "server/test_scaling.py"],
     "management": ["server/test_admin.py"],
+    "kinds": ["test_config.py"],
     "ctl": ["server/test_admin.py", "container/test_image.py"],
     "scope": ["server/test_asgi.py"],
     "session": ["server/test_websockets.py"],

@@ -6,20 +6,18 @@ value comes from, it is text first and goes through the one parser of its kind. 
 
 import dataclasses
 import difflib
-import ipaddress
 import os
 import re
 import textwrap
 import tomllib
 from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeVar
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 
-from . import cgroup
+from . import cgroup, kinds
 
 MAX_WORKERS: Final = 1024  # each has a record in memory and a place in the kernel's group of listeners
 
-_AUTO: Final = "auto"
 _PREFIX: Final = "EPOLLARD_"
 
 # What the server tells its workers and its successor, and the factor by which tests scale waits: not options, not mistakes.
@@ -32,193 +30,11 @@ class ConfigError(Exception):
     """One line: what is wrong, where it came from, what would be right."""
 
 
-# --- Kinds of values -------------------------------------------------------------------------------------------------
-
-
-class Kind(NamedTuple):
-    """One way to write a value."""
-
-    metavar: str
-    expects: str  # completes the sentence "'x' is not ..."
-    parse: Callable[[str], Any]  # raises ValueError, whose message (if any) is a hint at what would be right
-
-
-def _digits(text: str) -> int:
-    """A number in ASCII digits and nothing else: int() alone takes '+5', '1_000', ' 5 ' and other scripts' digits."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise ValueError
-    return int(text)
-
-
-_Number = TypeVar("_Number", int, float)
-
-
-def _within(value: _Number, low: _Number, high: _Number) -> _Number:
-    if not low <= value <= high:
-        raise ValueError
-    return value
-
-
-def _count(low: int, high: int) -> Kind:
-    return Kind("N", f"a number from {low} to {high}", lambda text: _within(_digits(text), low, high))
-
-
-def _word(*words: str) -> Kind:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError
-        return text
-
-    return Kind("|".join(words), f"{', '.join(words[:-1])} or {words[-1]}", parse)
-
-
-def _or_off(kind: Kind) -> Kind:
-    """`off` is 0, which the kind itself does not allow."""
-    return Kind(f"{kind.metavar}|off", f"{kind.expects}, or off", lambda text: 0 if text in ("off", "0") else kind.parse(text))
-
-
-_UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30}  # as powers of two
-_SIZE: Final = re.compile(r"([0-9]{1,12}) ?(?:([kmg])(?:ib)?)?", re.ASCII | re.IGNORECASE)
-
-
-def _size(low: int, high: int) -> Kind:
-    def parse(text: str) -> int:
-        match = _SIZE.fullmatch(text)
-        if match is None:
-            raise ValueError
-        return _within(int(match[1]) << _UNITS[(match[2] or "").lower()], low, high)
-
-    return Kind("SIZE", f"a size such as 8192, 64k or 100M, from {_size_text(low)} to {_size_text(high)}", parse)
-
-
-def _size_text(size: int) -> str:
-    for power, unit in (30, "G"), (20, "M"), (10, "k"):
-        if size and size % (1 << power) == 0:
-            return f"{size >> power}{unit}"
-    return str(size)
-
-
-_SECONDS: Final = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|)", re.ASCII)
-_LONGEST: Final = 24 * 3600.0  # more than a day is a mistake of units
-
-
-def _parse_duration(text: str) -> float:
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ValueError
-    return _within(float(match[1]) * _SECONDS[match[2]], 0.001, _LONGEST)
-
-
-def _parse_workers(text: str) -> int | str | tuple[int | str, int | str]:
-    """A number, `auto`, or two of these: the least and the most."""
-
-    def one(text: str) -> int | str:
-        return text if text == _AUTO else _within(_digits(text), 1, MAX_WORKERS)
-
-    low, dots, high = text.partition("..")
-    if not dots:
-        return one(text)
-    least, most = one(low), one(high)
-    if isinstance(least, int) and isinstance(most, int) and least > most:
-        raise ValueError(f"did you mean {most}..{least}?")
-    return least, most
-
-
-def _parse_backlog(text: str) -> int:
-    if text == "system":
-        try:
-            with open("/proc/sys/net/core/somaxconn", encoding="ascii") as file:
-                return int(file.read())
-        except OSError:
-            return 4096  # the kernel's own default since 5.4
-    return _within(_digits(text), 1, 2**31 - 1)
-
-
-# A module's file may have a dash in its name, an attribute may not.
-_SPEC: Final = re.compile(r"[\w-]+(?:\.[\w-]+)*(?::[^\W\d]\w*(?:\.[^\W\d]\w*)*(?:\(\))?)?")
-
-
-def _parse_app(text: str) -> str | None:
-    if not text or _SPEC.fullmatch(text):
-        return text or None
-    module, colon, attribute = text.partition(":")
-    guess = module.removeprefix("./").removesuffix(".py").replace("/", ".") + colon + attribute
-    raise ValueError(f"did you mean {guess}?" if _SPEC.fullmatch(guess) else "")
-
-
-def _parse_directory(text: str) -> str:
-    if not (os.path.isdir(text) and os.access(text, os.X_OK)):
-        raise ValueError
-    return text
-
-
-_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?", re.ASCII)
-_SUN_PATH: Final = 107  # bytes: unix(7), without the final NUL
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535
-
-
-def _is_host(text: str) -> bool:
-    try:
-        if text.startswith("[") and text.endswith("]"):
-            return text.isprintable() and bool(ipaddress.IPv6Address(text[1:-1]))
-        if not text.strip("0123456789."):
-            return bool(ipaddress.IPv4Address(text))
-    except ValueError:
-        return False
-    return _NAME.fullmatch(text) is not None
-
-
-def _address(text: str) -> str:
-    """`text` in its one canonical form, or "" where it is no address."""
-    if text.startswith("unix:"):
-        path = os.fsencode(text[5:])
-        return text if 0 < len(path) <= _SUN_PATH and b"\0" not in path else ""
-    host, _, port = text.rpartition(":")
-    return f"{host}:{int(port)}" if _is_host(host) and _is_port(port) else ""
-
-
-def _parse_address(text: str) -> str:
-    if address := _address(text):
-        return address
-    port = text.removeprefix(":")
-    if _is_port(port):
-        raise ValueError(f"did you mean 0.0.0.0:{port} (every interface) or 127.0.0.1:{port} (this machine only)?")
-    host, _, port = text.rpartition(":")
-    authority = text.partition("://")[2].partition("/")[0]
-    path = f"unix:{text}" if text.startswith("/") else ""
-    for guess in path, authority, f"{authority}:80", f"[{host}]:{port}", f"{text}:8000", f"[{text}]:8000":
-        if _address(guess):
-            raise ValueError(f"did you mean {guess}?")
-    raise ValueError
-
-
-def _parse_admin(text: str) -> str:
-    return text if text == "off" else _parse_address(text)
-
-
-_APP: Final = Kind("APP", "MODULE:ATTRIBUTE or MODULE:FACTORY()", _parse_app)
-_ADDRESS: Final = Kind("ADDR", f"HOST:PORT, [IPV6]:PORT or unix:PATH (at most {_SUN_PATH} bytes)", _parse_address)
-_ADMIN: Final = Kind("ADDR|off", f"{_ADDRESS.expects}, or off", _parse_admin)
-_DIRECTORY: Final = Kind("DIR", "a directory that can be entered", _parse_directory)
-_WORKERS: Final = Kind(
-    "N|auto|MIN..MAX", f"a number from 1 to {MAX_WORKERS}, auto, or two of these as MIN..MAX", _parse_workers
-)
-_BACKLOG: Final = Kind("N|system", "a number of connections from 1 up, or system", _parse_backlog)
-_TIME: Final = Kind("TIME", "a time above 0 and up to 24h such as 10, 1.5, 500ms or 2m", _parse_duration)
-
-
-# --- The options -----------------------------------------------------------------------------------------------------
-
-
 class Option(NamedTuple):
     """What is declared of an option; its names follow from the field's."""
 
     default: str
-    kind: Kind
+    kind: kinds.Kind
     group: str
     help: str
     also: tuple[str, ...] = ()  # well-known variables, the first that is set wins
@@ -243,32 +59,40 @@ class Config:
     """What the server was told, checked and complete. Made by `load` alone. Times in seconds, sizes in bytes."""
 
     app: str | None = _field(
-        Option("", _APP, _SERVED, "what to serve, or to call first where it ends in (); without it, the demo", ("APP",))
+        Option("", kinds.APP, _SERVED, "what to serve, or to call first where it ends in (); without it, the demo", ("APP",))
     )
     interface: Literal["auto", "wsgi", "asgi"] = _field(
-        Option("auto", _word("auto", "wsgi", "asgi"), _SERVED, "what kind of application it is; auto: by how it can be called")
+        Option(
+            "auto", kinds.word("auto", "wsgi", "asgi"), _SERVED, "what kind of application it is; auto: by how it can be called"
+        )
     )
-    chdir: str = _field(Option(".", _DIRECTORY, _SERVED, "go there first; its Python modules are importable"))
+    chdir: str = _field(Option(".", kinds.DIRECTORY, _SERVED, "go there first; its Python modules are importable"))
     bind: tuple[str, ...] = _field(
-        Option("127.0.0.1:8000", _ADDRESS, _NETWORK, "HOST:PORT, [IPV6]:PORT or unix:PATH", ("HOST", "PORT"), many=True)
+        Option("127.0.0.1:8000", kinds.ADDRESS, _NETWORK, "HOST:PORT, [IPV6]:PORT or unix:PATH", ("HOST", "PORT"), many=True)
     )
-    backlog: int = _field(Option("system", _BACKLOG, _NETWORK, "connections that may wait to be accepted, of each listener"))
+    backlog: int = _field(
+        Option("system", kinds.BACKLOG, _NETWORK, "connections that may wait to be accepted, of each listener")
+    )
     trigger: Literal["level", "edge", "oneshot"] = _field(
-        Option("level", _word("level", "edge", "oneshot"), _NETWORK, "how connections are registered with epoll")
+        Option("level", kinds.word("level", "edge", "oneshot"), _NETWORK, "how connections are registered with epoll")
     )
     tcp: Literal["nodelay", "cork", "default"] = _field(
-        Option("nodelay", _word("nodelay", "cork", "default"), _NETWORK, "TCP_NODELAY, TCP_CORK or neither, on connections")
+        Option(
+            "nodelay", kinds.word("nodelay", "cork", "default"), _NETWORK, "TCP_NODELAY, TCP_CORK or neither, on connections"
+        )
     )
     steer: Literal["on", "off"] = _field(
-        Option("on", _word("on", "off"), _NETWORK, "new connections go to workers that can take them, by a BPF program")
+        Option("on", kinds.word("on", "off"), _NETWORK, "new connections go to workers that can take them, by a BPF program")
     )
     admin: str = _field(
-        Option("127.0.0.1:8001", _ADMIN, _NETWORK, "management: /livez, /readyz, /metrics, and the commands of epollardctl")
+        Option(
+            "127.0.0.1:8001", kinds.ADMIN, _NETWORK, "management: /livez, /readyz, /metrics, and the commands of epollardctl"
+        )
     )
     workers: int = _field(
         Option(
-            _AUTO,
-            _WORKERS,
+            kinds.AUTO,
+            kinds.workers(MAX_WORKERS),
             _PROCESSES,
             "worker processes; auto: by the container's limits; MIN..MAX: by how busy they are",
             ("WORKERS", "WEB_CONCURRENCY"),
@@ -278,43 +102,60 @@ class Config:
     workers_reason: str  # not an option: how `workers` came about, in words
     admin_asked: bool  # not an option: `admin` is somebody's wish, so it must be had
     threads: int = _field(
-        Option("8", _count(1, 1024), _PROCESSES, "threads of a worker; 1: one request at a time, strictly", ("THREADS",))
+        Option("8", kinds.count(1, 1024), _PROCESSES, "threads of a worker; 1: one request at a time, strictly", ("THREADS",))
     )
-    boot_timeout: float = _field(Option("120", _TIME, _PROCESSES, "for a worker to load the application and be ready"))
-    stuck_timeout: float = _field(Option("60", _TIME, _PROCESSES, "for a worker's sign of life; a silent one is replaced"))
-    graceful_timeout: float = _field(Option("30", _TIME, _PROCESSES, "for a stopping worker to finish what it has begun"))
+    boot_timeout: float = _field(Option("120", kinds.TIME, _PROCESSES, "for a worker to load the application and be ready"))
+    stuck_timeout: float = _field(Option("60", kinds.TIME, _PROCESSES, "for a worker's sign of life; a silent one is replaced"))
+    graceful_timeout: float = _field(Option("30", kinds.TIME, _PROCESSES, "for a stopping worker to finish what it has begun"))
     drain_delay: float = _field(
-        Option("0", _or_off(_TIME), _PROCESSES, "of serving on after TERM, not ready any more, before the server drains")
+        Option(
+            "0", kinds.or_off(kinds.TIME), _PROCESSES, "of serving on after TERM, not ready any more, before the server drains"
+        )
     )
     max_requests: int = _field(
-        Option("off", _or_off(_count(1, 10**12)), _PROCESSES, "answered by a worker, then it is replaced")
+        Option("off", kinds.or_off(kinds.count(1, 10**12)), _PROCESSES, "answered by a worker, then it is replaced")
     )
     max_requests_jitter: int = _field(
-        Option("off", _or_off(_count(1, 10**12)), _PROCESSES, "up to so many more, by lot: not all workers at once")
+        Option("off", kinds.or_off(kinds.count(1, 10**12)), _PROCESSES, "up to so many more, by lot: not all workers at once")
     )
     max_worker_memory: int = _field(
-        Option("off", _or_off(_size(2**20, 2**40)), _PROCESSES, "used by a worker for some seconds (PSS), then it is replaced")
+        Option(
+            "off",
+            kinds.or_off(kinds.size(2**20, 2**40)),
+            _PROCESSES,
+            "used by a worker for some seconds (PSS), then it is replaced",
+        )
     )
-    max_worker_age: float = _field(Option("off", _or_off(_TIME), _PROCESSES, "of a worker, then it is replaced"))
-    header_timeout: float = _field(Option("10", _TIME, _CLIENTS, "for the head of a request to arrive whole"))
-    body_timeout: float = _field(Option("30", _TIME, _CLIENTS, "for more of a request's body to arrive"))
-    write_timeout: float = _field(Option("30", _TIME, _CLIENTS, "for the client to take more of an answer"))
-    keep_alive: float = _field(Option("75", _TIME, _CLIENTS, "for the next request on an idle connection"))
-    max_line: int = _field(Option("8k", _size(64, 2**20), _CLIENTS, "a request line; a longer one is answered 414"))
-    max_headers: int = _field(Option("100", _count(1, 10_000), _CLIENTS, "header fields of a request; more are answered 431"))
-    max_header_bytes: int = _field(Option("64k", _size(256, 2**24), _CLIENTS, "header fields together; more are answered 431"))
-    max_body: int = _field(Option("100M", _size(0, 2**40), _CLIENTS, "the body of a request; a bigger one is answered 413"))
-    ws_max_size: int = _field(Option("16M", _size(1, 2**30), _CLIENTS, "a WebSocket's message; a bigger one closes it"))
-    ws_ping_interval: float = _field(Option("20", _TIME, _CLIENTS, "of silence, before a WebSocket's client is asked for life"))
-    ws_ping_timeout: float = _field(Option("20", _TIME, _CLIENTS, "for a sign of life of a WebSocket's client that was asked"))
+    max_worker_age: float = _field(Option("off", kinds.or_off(kinds.TIME), _PROCESSES, "of a worker, then it is replaced"))
+    header_timeout: float = _field(Option("10", kinds.TIME, _CLIENTS, "for the head of a request to arrive whole"))
+    body_timeout: float = _field(Option("30", kinds.TIME, _CLIENTS, "for more of a request's body to arrive"))
+    write_timeout: float = _field(Option("30", kinds.TIME, _CLIENTS, "for the client to take more of an answer"))
+    keep_alive: float = _field(Option("75", kinds.TIME, _CLIENTS, "for the next request on an idle connection"))
+    max_line: int = _field(Option("8k", kinds.size(64, 2**20), _CLIENTS, "a request line; a longer one is answered 414"))
+    max_headers: int = _field(
+        Option("100", kinds.count(1, 10_000), _CLIENTS, "header fields of a request; more are answered 431")
+    )
+    max_header_bytes: int = _field(
+        Option("64k", kinds.size(256, 2**24), _CLIENTS, "header fields together; more are answered 431")
+    )
+    max_body: int = _field(
+        Option("100M", kinds.size(0, 2**40), _CLIENTS, "the body of a request; a bigger one is answered 413")
+    )
+    ws_max_size: int = _field(Option("16M", kinds.size(1, 2**30), _CLIENTS, "a WebSocket's message; a bigger one closes it"))
+    ws_ping_interval: float = _field(
+        Option("20", kinds.TIME, _CLIENTS, "of silence, before a WebSocket's client is asked for life")
+    )
+    ws_ping_timeout: float = _field(
+        Option("20", kinds.TIME, _CLIENTS, "for a sign of life of a WebSocket's client that was asked")
+    )
     ws_deflate: Literal["on", "off"] = _field(
-        Option("off", _word("on", "off"), _CLIENTS, "compression of WebSockets' messages (permessage-deflate)")
+        Option("off", kinds.word("on", "off"), _CLIENTS, "compression of WebSockets' messages (permessage-deflate)")
     )
     access_log: Literal["off", "text", "json"] = _field(
-        Option("text", _word("off", "text", "json"), _LOGS, "a line for each request, on standard output")
+        Option("text", kinds.word("off", "text", "json"), _LOGS, "a line for each request, on standard output")
     )
     log_level: str = _field(
-        Option("info", _word("debug", "info", "warning", "error"), _LOGS, "the least that is said on standard error")
+        Option("info", kinds.word("debug", "info", "warning", "error"), _LOGS, "the least that is said on standard error")
     )
 
 
@@ -332,7 +173,7 @@ def variable(key: str) -> str:
 
 
 # Where the others may stand. Not in `Config`: once they have been read, nobody asks.
-_FILE: Final = Option("", Kind("FILE", "the name of a TOML file", str), "", "")
+_FILE: Final = Option("", kinds.Kind("FILE", "the name of a TOML file", str), "", "")
 _NAMED: Final[Mapping[str, Option]] = {"config": _FILE, **OPTIONS}
 
 # What is to be done with it all, if not to serve. On the command line only.
@@ -432,9 +273,9 @@ def load(arguments: Mapping[str, Given], environ: Mapping[str, str]) -> Loaded:
 def _size_up(asked: Any, sources: dict[str, str]) -> tuple[int, int, str]:
     """The least and the most workers, and how that came about."""
     bounds = asked if isinstance(asked, tuple) else (asked, asked)
-    sizing = cgroup.size() if _AUTO in bounds else None
-    least, most = (sizing.workers if sizing and bound == _AUTO else bound for bound in bounds)
-    if bounds[1] == _AUTO:
+    sizing = cgroup.size() if kinds.AUTO in bounds else None
+    least, most = (sizing.workers if sizing and bound == kinds.AUTO else bound for bound in bounds)
+    if bounds[1] == kinds.AUTO:
         most = max(least, most)  # on a machine that is smaller than was thought
     else:
         least = min(least, most)
@@ -451,7 +292,7 @@ def parse(key: str, text: str, source: str) -> Any:
     return _parse(OPTIONS[key].kind, text, source)
 
 
-def _parse(kind: Kind, text: str, source: str) -> Any:
+def _parse(kind: kinds.Kind, text: str, source: str) -> Any:
     try:
         return kind.parse(text)
     except ValueError as error:
@@ -501,14 +342,14 @@ def _from_host_and_port(host: str, port: str, below: Given) -> dict[str, Given]:
     """HOST and PORT: each changes its half of the address that would be bound without them."""
     if not host and not port:
         return {}
-    address = _parse(_ADDRESS, below.texts[0], below.source)
+    address = _parse(kinds.ADDRESS, below.texts[0], below.source)
     if len(below.texts) > 1 or address.startswith("unix:"):
         address = OPTIONS["bind"].default
     old_host, _, old_port = address.rpartition(":")
     bare, host = host, f"[{host}]" if ":" in host and not host.startswith("[") else host
-    if host and not _is_host(host):
+    if host and not kinds.is_host(host):
         _refuse("HOST", bare, "a host name or an IP address")
-    if port and not _is_port(port):
+    if port and not kinds.is_port(port):
         _refuse("PORT", port, "a number from 0 to 65535")
     source = " and ".join(name for name, text in (("HOST", host), ("PORT", port)) if text)
     return {"bind": Given((f"{host or old_host}:{port or old_port}",), source)}
