@@ -53,6 +53,32 @@ def test_help_and_version(capsys):
         del os.environ["EPOLLARD_NONSENSE"]
 
 
+@pytest.mark.parametrize("action", ["--help", "--version", "--print-config"])
+def test_nowhere_to_print_to(action):
+    """A full device is said in one line; a reader that has gone wants to hear nothing."""
+
+    def run(stdout):
+        done = subprocess.run(
+            [sys.executable, "-m", "epollard", action],
+            env=os.environ | {"PYTHONPATH": str(SOURCE)},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=20 * SCALE,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    with open("/dev/full", "wb") as full:
+        assert run(full) == (1, "epollard: standard output: No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert run(writer) == (1, "")
+    finally:
+        os.close(writer)
+
+
 def test_print_config(capsys):
     """Every value and its source, and nothing is started or imported."""
     assert cli.main(["--print-config", "no.such:app", "--threads", "3"]) == 0

@@ -455,12 +455,21 @@ def test_a_bad_file_is_refused(file, line, tmp_path):
     assert refused().startswith(line)
 
 
-@pytest.mark.parametrize("text", ["", "[tool]\n", "[tool.other]\nx = 1\n", "tool = 3\n", "[tool]\nepollard = 3\n"])
+@pytest.mark.parametrize("text", ["", "[tool]\n", "[tool.other]\nx = 1\n", "tool = 3\n"])
 def test_a_pyproject_without_our_table_is_none_of_our_business(text, tmp_path):
     """Every Python project has one; only the one that was named must have the table."""
     (tmp_path / "pyproject.toml").write_text(text)
     assert load().sources["threads"] == "default"
     assert refused("--config", "pyproject.toml") == "--config: 'pyproject.toml' has no table [tool.epollard]; name a TOML file"
+
+
+@pytest.mark.parametrize("text", ["[tool]\nepollard = 3\n", "[[tool.epollard]]\nthreads = 3\n"])
+def test_our_table_has_to_be_a_table(text, tmp_path):
+    """Whoever wrote it meant it for us: it is not passed over in silence."""
+    (tmp_path / "pyproject.toml").write_text(text)
+    wrong = "'pyproject.toml' has tool.epollard, but not as the table [tool.epollard]"
+    assert refused() == f"configuration: {wrong}"
+    assert refused("--config", "pyproject.toml") == f"--config: {wrong}"
 
 
 # --- What is shown ---------------------------------------------------------------------------------------------------

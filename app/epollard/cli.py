@@ -21,18 +21,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = config.parse_arguments(sys.argv[1:] if argv is None else argv)
         if arguments.action == "--help":
-            print(config.help_text(), end="")
-            return 0
+            return _show(config.help_text())
         if arguments.action == "--version":
-            print(f"epollard {__version__}")
-            return 0
+            return _show(f"epollard {__version__}\n")
         loaded = config.load(arguments.given, os.environ)
     except config.ConfigError as error:
         print(f"epollard: {error}", file=sys.stderr)
         return BAD_CONFIGURATION
     if arguments.action == "--print-config":
-        print(config.show(loaded), end="")
-        return 0
+        return _show(config.show(loaded))
     try:
         start = _here()
         os.chdir(loaded.config.chdir)
@@ -48,6 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             os._exit(status)
         return status
     return _serve(loaded.config, partial(_reread, arguments, start), start)
+
+
+def _show(text: str) -> int:
+    """Print it whole, or say in one line why not. A reader that has seen enough, such as head(1), knows why."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"epollard: standard output: {error.strerror}", file=sys.stderr)
+        # The interpreter will try once more to write what it still has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    return 0
 
 
 def _here() -> str:

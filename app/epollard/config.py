@@ -381,7 +381,9 @@ def _read_table(name: str, source: str) -> dict[str, Any] | None:
     if os.path.basename(name) == "pyproject.toml":
         tool = table.get("tool")
         found = tool.get("epollard") if isinstance(tool, dict) else None
-        return found if isinstance(found, dict) else None
+        if found is not None and not isinstance(found, dict):
+            raise ConfigError(f"{source}: {name!r} has tool.epollard, but not as the table [tool.epollard]")
+        return found
     return table
 
 
