@@ -33,7 +33,7 @@ def test_the_container_goes_on(image: str, init: tuple[str, ...]) -> None:
         assert len(names) == 5 + len(init)
         begun = time.monotonic()
         docker("stop", "--time", "20", container.identity)
-        assert time.monotonic() - begun < 2.0 * SCALE
+        assert time.monotonic() - begun < 10.0 * SCALE  # and not killed after 20
         assert container.inspect()["State"]["ExitCode"] == 0
 
 
