@@ -157,7 +157,7 @@ def test_saturation_is_measured(start, busy):
     """Near 0 while nobody asks; near 1 while a worker computes all the time, or all its threads are held; then 0 again."""
     server = start(CONTROL, workers=1, threads=4, admin=ANY)
     wait_for(lambda: figures(server)["epollard_saturation"] < 0.1)
-    target, clients = ("/compute", 2) if busy == "loop" else ("/sleep", 4)
+    target, clients = ("/compute", 8) if busy == "loop" else ("/sleep", 4)
     with contextlib.ExitStack() as stack:
         open_ = [stack.enter_context(server.connect()) for _ in range(clients)]
         deadline = time.monotonic() + WAIT
