@@ -94,6 +94,7 @@ def main() -> int:
     parser.add_argument("--functions", metavar="CASE", choices=CASES, help="list the functions of one case")
     arguments = parser.parse_args()
 
+    measure.need("taskset")
     measure.own_network()
     port = measure.free_port()
     rows = []

@@ -34,6 +34,7 @@ CLIENT_CPU = 1 if (os.cpu_count() or 1) > 1 else 0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
 
 
@@ -143,6 +144,7 @@ class Server:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a group of its own, so that its descendants can be ended with it
+            preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # ended by the kernel, where we are killed
         )
         deadline = time.monotonic() + 20
         try:

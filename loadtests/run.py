@@ -6,6 +6,7 @@ The server takes what it is told by the environment (`WORKERS`, default 2 here; 
 its own. Exit status 0 where no request failed and the server stopped as asked, else 1.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -26,11 +27,17 @@ def free_port() -> int:
         return port
 
 
+def end_with_us() -> None:
+    """In a child: the kernel tells it to end when we do, whatever ends us (PR_SET_PDEATHSIG, prctl(2))."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 def serve(port: int) -> subprocess.Popen[bytes]:
     """The server, once it accepts connections. Its access log goes nowhere, what it has to say to standard error."""
     path = os.pathsep.join(filter(None, (str(HERE.parent / "app"), os.environ.get("PYTHONPATH"))))
     environ = {"WORKERS": "2"} | dict(os.environ) | {"PYTHONPATH": path, "EPOLLARD_BIND": f"127.0.0.1:{port}"}
-    server = subprocess.Popen([sys.executable, "-m", "epollard"], env=environ, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "epollard"]
+    server = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, preexec_fn=end_with_us)
     deadline = time.monotonic() + BOOT
     while server.poll() is None:
         try:
@@ -48,7 +55,8 @@ def main() -> int:
     server = serve(port)
     try:
         locust = [sys.executable, "-m", "locust", "--locustfile", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
-        failed = subprocess.call([*locust, "--host", f"http://127.0.0.1:{port}", *BOUNDS, *sys.argv[1:]])
+        locust += ["--host", f"http://127.0.0.1:{port}", *BOUNDS, *sys.argv[1:]]
+        failed = subprocess.call(locust, preexec_fn=end_with_us)
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -62,4 +70,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

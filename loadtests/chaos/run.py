@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -520,6 +521,8 @@ def main() -> int:
     parser.add_argument("--log", action="store_true", help="show the end of the server's log where a promise was broken")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     arguments = parser.parse_args()
+    if arguments.plots and find_spec("matplotlib") is None:
+        parser.error("--plots needs matplotlib (the extra `load`)")
     titles = arguments.only.split(",")
     kinds = arguments.interface.split(",")
     peers = [name for name in arguments.peers.split(",") if name]
