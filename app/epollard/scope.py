@@ -1,4 +1,4 @@
-"""A request to an ASGI `scope` (ASGI 3, spec 2.5). What depends on the bytes of a head alone is kept with the head's facts."""
+"""A request to an ASGI `scope` (ASGI 3). What depends on the bytes of a head alone is kept with the head's facts."""
 
 from typing import Any, Final, cast
 
@@ -9,7 +9,10 @@ from .websocket import wants_upgrade
 Scope = dict[str, Any]
 Peers = tuple[tuple[str, int] | None, tuple[str, int | None]]
 
-SPEC: Final = {"version": "3.0", "spec_version": "2.5"}
+# We do what 2.5 asks. But Starlette takes 2.4 as leave not to listen for `http.disconnect`, since there `send` raises: a stream
+# that has nothing to send would outlive its client. No peer says more than 2.3 of HTTP.
+_SPEC: Final = {"version": "3.0", "spec_version": "2.3"}
+_WEBSOCKET_SPEC: Final = {"version": "3.0", "spec_version": "2.5"}
 
 _HTTP_10: Final[dict[str, Any]] = {"http.response.pathsend": {}, "http.response.zerocopysend": {}}
 _HTTP_11: Final[dict[str, Any]] = {**_HTTP_10, "http.response.early_hint": {}}
@@ -35,7 +38,7 @@ class Scopes:
         scope = cast(Scope, form.copy())
         scope["headers"] = form["headers"].copy()
         scope["extensions"] = form["extensions"].copy()
-        scope["asgi"] = SPEC.copy()
+        scope["asgi"] = form["asgi"].copy()
         scope["client"], scope["server"] = connection.form or self._peers(connection)
         if self.state is not None:
             scope["state"] = self.state.copy()
@@ -54,7 +57,7 @@ class Scopes:
             extensions = _TRAILERS
         form: Scope = {
             "type": "http",
-            "asgi": None,
+            "asgi": _SPEC,
             "http_version": fields.version,
             "scheme": "http",
             "root_path": "",
@@ -65,7 +68,7 @@ class Scopes:
         }
         form.update(line.form or self._of_line(line))
         if upgrade and line.method == "GET" and wants_upgrade(fields):
-            form |= {"type": "websocket", "scheme": "ws", "extensions": _WEBSOCKET, "subprotocols": []}
+            form |= {"type": "websocket", "asgi": _WEBSOCKET_SPEC, "scheme": "ws", "extensions": _WEBSOCKET, "subprotocols": []}
             del form["method"]
         request.form = form
         return form

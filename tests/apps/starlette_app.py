@@ -100,6 +100,19 @@ async def events(request):
     return StreamingResponse(source(), media_type="text/event-stream")
 
 
+async def waiting(request):
+    """A stream that has something to say once."""
+
+    async def source():
+        try:
+            yield "once\n"
+            await asyncio.Event().wait()
+        finally:
+            note(request, "the stream ended")
+
+    return StreamingResponse(source(), media_type="text/plain")
+
+
 async def background(request):
     async def work():
         while not Path(request.query_params["gate"]).exists():
@@ -136,7 +149,7 @@ ROUTES = [
     Route("/" + view.__name__, view, methods=["GET", "POST"])
     for view in (
         *(state, in_a_thread, error, teapot, form, raw, count, stream, threaded_stream, events, background),
-        *(disconnected, file),
+        *(waiting, disconnected, file),
     )
 ]
 ROUTES.append(Route("/", index))

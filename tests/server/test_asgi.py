@@ -73,7 +73,7 @@ def test_scope(server):
         found = scope_of(client.response())
     assert found == {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.5"},
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "PUT",
         "scheme": "http",

@@ -163,6 +163,22 @@ def test_server_sent_events_end_with_their_client(starlette, log, prefix, how):
     assert "Traceback" not in starlette.server.log[len(before) :]
 
 
+@pytest.mark.parametrize("prefix", ["", "/wrapped"])
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_stream_that_waits_ends_with_its_client(starlette, log, prefix, how):
+    """Nothing is written to the client that could fail: that it has left is all there is to hear."""
+    before = starlette.server.log
+    with starlette.server.connect() as client:
+        client.request(f"{prefix}/waiting?log={log}")
+        received = b""
+        while b"once" not in received:
+            received += client.socket.recv(65536)
+        getattr(client, how)()
+        assert log.wait(1) == ["the stream ended"]
+    assert starlette.get("/").status_code == 200
+    assert "Traceback" not in starlette.server.log[len(before) :]
+
+
 @pytest.mark.parametrize("how", ["close", "reset", "half_close"])
 def test_is_disconnected(starlette, log, how):
     """A long poll hears that nobody waits any more. (Behind `BaseHTTPMiddleware` Starlette never tells, with any server.)"""
