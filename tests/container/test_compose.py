@@ -22,11 +22,12 @@ def test_every_option_is_passed_through(image: str) -> None:
 
 
 def test_it_is_managed_from_outside(image: str) -> None:
-    """The management listener is reached through its published port, as the application is through its own."""
+    """The management listener is reached through its published port, by this machine alone."""
     with stack() as plain:
         plain.compose("up", "--detach", "--wait", "web")
         web = plain.container("web")
         assert web.ask("/readyz", inside=8001)[0] == web.ask("/hello")[0] == 200
+        assert [port["HostIp"] for port in web.inspect()["NetworkSettings"]["Ports"]["8001/tcp"]] == ["127.0.0.1"]
 
 
 def test_four_workers_one_address(image: str) -> None:

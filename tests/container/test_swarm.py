@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from engine import ROOT, SCALE, Container, docker, until
+from engine import ROOT, SCALE, Container, docker, running, until
 from test_under_load import JOURNEYS, Run
 
 pytestmark = pytest.mark.timeout(300 * SCALE)
@@ -33,12 +33,13 @@ class Deployment:
         self.name = f"epollard-test-{secrets.token_hex(4)}"
         self.web = f"{self.name}_web"  # the service, and the network
 
-    def deploy(self, image: str, **environ: str) -> None:
+    def deploy(self, image: str) -> None:
         """Deploy, or update. Without IPVS in the kernel there are no virtual addresses, so the name leads to all tasks."""
         file = "docker/swarm/stack.yaml"
         docker(
             *("stack", "deploy", "--resolve-image", "never", "--compose-file", file, self.name),
-            **{"IMAGE": image, "ENDPOINT_MODE": "dnsrr"} | environ,
+            IMAGE=image,
+            ENDPOINT_MODE="dnsrr",
         )
 
     def tasks(self) -> dict[str, str]:
@@ -96,10 +97,13 @@ def locust(network: str) -> Iterator[Run]:
 
 def test_a_swarm_updates_and_rolls_back(image: str, deployment: Deployment) -> None:
     """`docker stack deploy` of another image under load: new tasks first, then the old ones go; of one that does not start:
-    the old tasks stay. No request fails. The tasks are asked by the DNS of an overlay network."""
-    before, after = (f"{deployment.name}:{word}" for word in ("before", "after"))
+    the old tasks stay. What is served each image says itself. No request fails. The tasks are asked by the DNS of an
+    overlay network."""
+    before, after, broken = (f"{deployment.name}:{word}" for word in ("before", "after", "broken"))
     for tag in (before, after):
         docker("tag", image, tag)
+    with running(image) as container:
+        docker("commit", "--change", "ENV APP=there.is.none:app", container.identity, broken)
     try:
         deployment.deploy(before)
         until("two tasks", 60, lambda: deployment.serves(before))
@@ -108,7 +112,7 @@ def test_a_swarm_updates_and_rolls_back(image: str, deployment: Deployment) -> N
             deployment.deploy(after)
             until("the update", 90, lambda: deployment.updated() == "completed" and deployment.serves(after))
             kept = deployment.tasks().keys()
-            deployment.deploy(after, APP="there.is.none:app")
+            deployment.deploy(broken)
             until("the way back", 60, lambda: deployment.updated() == "rollback_completed")
             assert deployment.tasks().keys() == kept
             run.reach(run.count + 500)
@@ -116,5 +120,5 @@ def test_a_swarm_updates_and_rolls_back(image: str, deployment: Deployment) -> N
         print(f"swarm: {outcome}")
         assert outcome.is_flawless(JOURNEYS)
     finally:
-        for tag in (before, after):
+        for tag in (before, after, broken):
             docker("rmi", "--force", tag, status=None)
