@@ -51,15 +51,17 @@ def test_any_user_and_a_read_only_root(image: str, options: tuple[str, ...]) -> 
 @pytest.mark.parametrize("workers", ["1", "4"])
 def test_idle_it_stops_at_once(image: str, workers: str) -> None:
     """`docker stop` of an idle server takes less than a second, ends with 0, and leaves no worker to be killed."""
-    took = []  # of three: what the engine adds on a busy machine is not ours
-    while not took or (min(took) >= 1.0 * SCALE and len(took) < 3):
+
+    def stop() -> float:
         with running(image, options=("--env", f"WORKERS={workers}")) as container:
             until("answers", 20, container.answers)
             start = time.monotonic()
             docker("stop", "--time", "20", container.identity)
-            took.append(time.monotonic() - start)
+            took = time.monotonic() - start
             assert container.inspect()["State"]["ExitCode"] == 0
-    assert min(took) < 1.0 * SCALE
+        return took
+
+    assert any(stop() < 1 * SCALE for _ in range(3))  # a busy machine, and its engine, only add
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ import httpx
 import pytest
 
 from gates import Notes
-from harness import SCALE, WAIT, wait_for
+from harness import WAIT, wait_for
 
 APPS = {
     "Starlette": "apps.starlette_app:app",
@@ -156,9 +155,7 @@ def test_server_sent_events_end_with_their_client(starlette, log, prefix, how):
         while b"data: 3" not in received:
             received += client.socket.recv(65536)
         getattr(client, how)()
-        left = time.monotonic()
         assert log.wait(1) == ["the stream ended"]
-        assert time.monotonic() - left < 1 * SCALE
     assert starlette.get("/").status_code == 200
     assert "Traceback" not in starlette.server.log[len(before) :]
 

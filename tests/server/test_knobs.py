@@ -65,7 +65,7 @@ def test_no_answer_waits_for_a_cork(serve, tcp):
             assert client.get("/hello").status == 200
             assert client.get("/stream?n=5").status == 200
             assert client.post("/read?how=read", b"abc").status == 200
-        assert time.monotonic() - begun < 1.5 * SCALE  # 30 times 200 ms would be 6 s
+        assert time.monotonic() - begun < 4 * SCALE  # 30 times 200 ms would be 6 s
 
 
 def pushes(server, tmp_path):
