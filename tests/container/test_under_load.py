@@ -278,6 +278,14 @@ def test_steps_climb_and_end(images: None) -> None:
         assert users == [4, 9]
 
 
+def test_a_run_says_how_it_went(images: None) -> None:
+    """In the foreground, `up --exit-code-from locust` ends with Locust's summary and its status, not with a Locust worker's."""
+    with stack(**headless(LOCUST_RUN_TIME="2s", EPOLLARD_MAX_BODY="1")) as short:
+        words = ("up", "--scale", "locust-worker=2", "--exit-code-from", "locust", "--no-color", "--no-log-prefix")
+        said = short.compose("--profile", "load", *words, status=1)
+        assert '"num_failures": ' in said
+
+
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
