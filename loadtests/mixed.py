@@ -42,6 +42,8 @@ def main() -> int:
     os.sched_setaffinity(0, {measure.CLIENT_CPU})
 
     names = arguments.peers.split(",")
+    if unknown := {*names} - {"epollard", *PEERS}:
+        parser.error(f"no such peer: {', '.join(unknown)}")
     # Without peers no environment is made where the interpreter's own directory has a `python` in it.
     alone = names == ["epollard"] and Path(arguments.python).with_name("python").exists()
     bin = Path(arguments.python).parent if alone else environment(arguments.python, arguments.venv)

@@ -57,12 +57,12 @@ def main() -> int:
     arguments = parser.parse_args()
     measure.need("wrk", "taskset")
 
-    bin = environment(arguments.python, arguments.venv)
-    installed = versions(bin)
     known = PEERS | ASGI_PEERS
     wanted = ["epollard", *known] if arguments.peers == "all" else arguments.peers.split(",")
     if unknown := [name for name in wanted if name != "epollard" and name not in known]:
         parser.error(f"no such peer: {', '.join(unknown)}; there are {names}")
+    bin = environment(arguments.python, arguments.venv)
+    installed = versions(bin)
     peers = [name for name in wanted if name == "epollard" or name in installed]
     for name in wanted:
         if name not in peers:
