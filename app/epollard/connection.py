@@ -645,11 +645,6 @@ class Connection:
         return sink.end()
 
     def _take_body(self, data: bytes) -> None:
-        if self.sink is UNREAD:
-            self.start += len(data)
-            if self.start > LINGER_BYTES:
-                self._end()
-                return
         try:
             answer = self._feed(data)
         except ProtocolError as error:
@@ -661,7 +656,7 @@ class Connection:
                 self._answered()
 
     def _skip_body(self) -> None:
-        """Answered before its body was there: take the rest, within a bound, so that the connection can go on."""
+        """Answered before its body was there: take the rest, for the client has not been told that the connection closes."""
         self.sink = UNREAD
         self._become(BODY)
         self.due = self.server.body_due

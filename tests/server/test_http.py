@@ -512,6 +512,18 @@ def test_an_early_answer_to_a_body_on_its_way(serve):
             assert client.rest() == b""
 
 
+@pytest.mark.parametrize("framing", ["Content-Length: 3000000", "Transfer-Encoding: chunked"])
+def test_a_connection_goes_on_after_a_body_that_nobody_reads(server, framing):
+    """However long it is: the answer, which may be there before it, has not said that the connection closes."""
+    body = b"x" * 3_000_000 if "Length" in framing else b"186a0\r\n%b\r\n" % (b"x" * 100_000) * 30 + b"0\r\n\r\n"
+    with server.connect() as client:
+        for _ in range(3):
+            client.send(f"POST /size?n=10 HTTP/1.1\r\nHost: test\r\n{framing}\r\n\r\n".encode(), body)
+            answer = client.response("POST")
+            assert (answer.status, answer.header("Connection")) == (200, None)
+        assert client.get("/hello").status == 200
+
+
 def test_a_refusal_in_the_middle_of_a_body(serve):
     """As before it, though the application has the request already, and gives it up."""
     server = serve(APP, max_body=1000)
