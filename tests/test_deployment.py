@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 MANIFESTS = sorted((ROOT / "docker/kubernetes").glob("*.yaml"))
 VERSIONS = ["1.29", "1.37"]  # of Kubernetes: the oldest and the newest that we claim
 
-LEAST_MARGIN = 2.0  # seconds between the end of the graceful timeout and the kill from outside
+LEAST_MARGIN = 3.0  # seconds between the end of the graceful timeout and the kill from outside
 
 
 class Loader(yaml.SafeLoader):

@@ -186,6 +186,31 @@ def test_stacks_are_written_one_after_the_other(pool, sent):
     assert [kill - dump for kill, dump in zip(killed, dumped, strict=True)] == [0.5, 0.5, 0.5]
 
 
+def test_who_has_used_up_his_time_is_told_before_he_is_killed(pool, sent):
+    """His stacks, then QUIT, by which his application hears of the end, then KILL. Not again, if he was told before."""
+    of = settings("--graceful-timeout", "30")
+    slow, quick = process(pool), process(pool, PID + 1)
+    pool.retire(slow, NOW, 30, False)
+    pool.retire(quick, NOW, 30, True)
+    times, now = {}, NOW
+    while len(times) < 7:
+        pool.look(now, of)
+        for one in sent:
+            times.setdefault(one, now - NOW)
+        now += 1 / 32
+    assert [(number, times[PID, number]) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGQUIT, signal.SIGKILL)] == [
+        (signal.SIGTERM, 0),
+        (signal.SIGUSR1, 30),
+        (signal.SIGQUIT, 30.5),
+        (signal.SIGKILL, 31.5),
+    ]
+    assert [(number, times[PID + 1, number]) for number in (signal.SIGQUIT, signal.SIGUSR1, signal.SIGKILL)] == [
+        (signal.SIGQUIT, 0),
+        (signal.SIGUSR1, 30.125),
+        (signal.SIGKILL, 30.625),
+    ]
+
+
 def test_being_asked_again_gives_no_more_time(pool, sent):
     """A worker that drains has no longer when the server is then stopped, but less where the stop is a quick one."""
     of = settings("--graceful-timeout", "30")
@@ -274,6 +299,8 @@ def test_the_dead_are_sorted_out(pool):
         (-signal.SIGKILL, "", None, "was killed by signal SIGKILL"),
         (-signal.SIGKILL, "", 1, "was killed by the kernel for memory (limit 512 MiB)"),
         (-signal.SIGKILL, "silent for 60 s", 1, "was killed by us because it was silent for 60 s"),
+        (0, "still busy", 0, "was ended by us because it was still busy"),
+        (3, "still busy", 0, "exited with 3"),
         (-signal.SIGABRT, "silent for 60 s", 0, "was killed by signal SIGABRT"),
         (-signal.SIGTERM, "", 1, "was killed by signal SIGTERM"),
         (-50, "", 0, "was killed by signal 50"),

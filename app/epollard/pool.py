@@ -37,6 +37,9 @@ from .worker import Worker
 EARLY: Final = 5.0
 # Seconds between the wish for a worker's stacks and its end. It needs no more than a few ms for them, unless it is stopped.
 DUMP_GRACE: Final = 0.5
+# Seconds for a worker that has used up its time, and is told to drop everything: for its application to hear of the end
+# (ASGI's lifespan, atexit).
+DROP_GRACE: Final = 1.0
 # Seconds between the stacks of one worker and of the next: faulthandler writes in pieces, and two at once would be mixed.
 DUMP_SPACING: Final = 0.1
 # A worker says once a second that it lives (loop.TICK), so a shorter silence means nothing, whatever was configured.
@@ -173,8 +176,12 @@ class Pool:
         """Whether it is to be killed, or when."""
         if process.doom:
             if now >= process.kill_at:
-                os.kill(process.pid, signal.SIGKILL)
-                process.kill_at = math.inf
+                if now >= process.deadline and process.ready and not process.dropped:
+                    self._drop(process)
+                    process.kill_at = now + DROP_GRACE
+                else:
+                    os.kill(process.pid, signal.SIGKILL)
+                    process.kill_at = math.inf
             self.next_look = min(self.next_look, process.kill_at)
             return
         heard = process.record[HEARTBEAT] / 1e9 if process.ready else process.started
@@ -188,9 +195,9 @@ class Pool:
             self.next_look = min(self.next_look, process.deadline, overdue_at)
 
     def _condemn(self, process: Process, doom: str) -> None:
-        """Kill it, but first let it show what it is doing."""
+        """End it, but first let it show what it is doing."""
         process.doom = doom
-        log.error(f"{process} was {doom}: its stacks follow, then it is killed")
+        log.error(f"{process} was {doom}: its stacks follow, then it is ended")
         self._dumps.append(process)
 
     def dump(self) -> None:
@@ -214,8 +221,14 @@ class Pool:
     def retire(self, process: Process, now: float, grace: float, quick: bool) -> None:
         """Ask it to go within `grace` seconds: to drain or, if `quick`, to drop everything."""
         process.leave(now, grace)
-        # Before it is ready it has nothing to lose, and QUIT would leave a core file.
-        os.kill(process.pid, signal.SIGQUIT if quick and process.ready else signal.SIGTERM)
+        if quick and process.ready:
+            self._drop(process)
+        else:  # before it is ready it has nothing to lose, and QUIT would leave a core file
+            os.kill(process.pid, signal.SIGTERM)
+
+    def _drop(self, process: Process) -> None:
+        process.dropped = True
+        os.kill(process.pid, signal.SIGQUIT)
 
     @property
     def lingering(self) -> list[Process]:
@@ -269,7 +282,7 @@ class Pool:
         told += f"; {record[REQUESTS]} requests answered, {record[ACTIVE]} connections open"
         record[STATE] = FREE
         if process.leaving:
-            asked = code in (0, -signal.SIGTERM, -signal.SIGQUIT)
+            asked = code in (0, -signal.SIGTERM, -signal.SIGQUIT) and not process.doom
             (log.info if asked else log.warning)(told)
             return None
         log.error(told)
@@ -281,6 +294,8 @@ class Pool:
         return None if outside else process
 
     def _cause(self, process: Process, code: int) -> str:
+        if code == 0 and process.doom:
+            return f"was ended by us because it was {process.doom}"
         if code >= 0:
             return f"exited with {code}"
         if code == -signal.SIGKILL:

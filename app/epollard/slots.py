@@ -101,6 +101,7 @@ class Process:
         self.leaving = False  # it was asked to go
         self.deadline = math.inf  # for that
         self.grace = math.inf  # the seconds until then that it was given
+        self.dropped = False  # it was told to drop everything
         self.doom = ""  # why we kill it
         self.kill_at = math.inf
         # Of its wear.

@@ -25,6 +25,12 @@ async def app(scope, receive, send):
         note("asked")
         await asyncio.sleep(0.5)
         note("answered")
+    if scope["path"] == "/never":
+        note("asked")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            note("cancelled")
     state = scope.get("state")
     body = json.dumps({"state": state, "pid": os.getpid()}).encode()
     if state is not None:

@@ -147,6 +147,18 @@ def test_a_quick_stop_shuts_down_too(served, notes, number):
     assert notes.lines == ["startup", "shutdown"]
 
 
+def test_a_call_that_never_ends_costs_nobody_the_shutdown(served, notes):
+    """At the graceful deadline it is cancelled, and the application is told."""
+    server = served("usual", graceful_timeout=1)
+    with server.connect() as client:
+        client.request("/never")
+        wait_for(lambda: "asked" in notes.lines)
+        server.signal(signal.SIGTERM)
+        assert server.ended() == 0
+    assert notes.lines == ["startup", "asked", "cancelled", "shutdown"]
+    server.wait_log("was ended by us because it was still busy 1 s after it was asked to go")
+
+
 def test_a_shutdown_that_hangs_is_cut_at_the_deadline(served, notes):
     """The graceful deadline is one for all that a worker has to end."""
     server = served("hangs_at_the_end", graceful_timeout=1)
