@@ -506,11 +506,8 @@ def test_the_client_closes(serve, payload, code, reason):
     server = serve(APP)
     target, name = named("/echo")
     with Peer(server, target) as peer:
-        peer.say(TEXT, "last").say(CLOSE, payload)
-        heard = peer.hear()
-        if heard == (TEXT, b"last"):
-            heard = peer.hear()
-        assert heard == (CLOSE, payload[:2])
+        assert peer.say(TEXT, "last").hear() == (TEXT, b"last")
+        assert peer.say(CLOSE, payload).hear() == (CLOSE, payload[:2])
         assert peer.closed()
     assert note(server, name) == {"type": "websocket.disconnect", "code": code, "reason": reason}
 
