@@ -197,7 +197,7 @@ class Pool:
     def _condemn(self, process: Process, doom: str) -> None:
         """End it, but first let it show what it is doing."""
         process.doom = doom
-        log.error(f"{process} was {doom}: its stacks follow, then it is ended")
+        log.error(f"{process} was {doom}: its stacks follow, then its end")
         self._dumps.append(process)
 
     def dump(self) -> None:

@@ -230,7 +230,7 @@ def test_a_stuck_worker_shows_its_stacks_and_is_replaced(start):
     (old,) = server.workers()
     with server.connect() as client:
         client.request("/hang")
-        server.wait_log(rf"worker 0 \(pid {old}\) was silent for 2 s: its stacks follow, then it is killed", seconds=10 * SCALE)
+        server.wait_log(rf"worker 0 \(pid {old}\) was silent for 2 s: its stacks follow, then its end", seconds=10 * SCALE)
         server.wait_log(r'control\.py", line \d+ in hang$')
         server.wait_log(rf"worker 0 \(pid {old}\) was killed by us because it was silent for 2 s after ")
         replacement(server, old)
