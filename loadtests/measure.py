@@ -5,6 +5,7 @@ The server has processor 0 and the client processor 1, where there are two; on o
 request costs, but not how many a second are possible.
 """
 
+import argparse
 import ctypes
 import fcntl
 import json
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -100,6 +102,11 @@ def memory_bytes(pid: int) -> dict[str, int]:
     return {name: int(kilobytes) * 1024 for name, kilobytes in found}
 
 
+def end_with_us() -> None:
+    """In a child, before its program begins: the kernel tells it to end when we do, whatever ends us (prctl(2))."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -144,7 +151,7 @@ class Server:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a group of its own, so that its descendants can be ended with it
-            preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # ended by the kernel, where we are killed
+            preexec_fn=end_with_us,
         )
         deadline = time.monotonic() + 20
         try:
@@ -353,6 +360,13 @@ def need(*tools: str) -> None:
     for tool in tools:
         if shutil.which(tool) is None:
             sys.exit(f"{tool} is needed and not on the PATH; on Debian: apt-get install {packages.get(tool, tool)}")
+
+
+def plots(directory: str) -> Path:
+    """The value of an option `--plots`, refused where nothing could draw them: before anything is measured."""
+    if find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("matplotlib is needed (the extra `load`)")
+    return Path(directory)
 
 
 def machine(python: str) -> dict[str, str]:

@@ -6,7 +6,6 @@ The server takes what it is told by the environment (`WORKERS`, default 2 here; 
 its own. Exit status 0 where no request failed and the server stopped as asked, else 1.
 """
 
-import ctypes
 import os
 import signal
 import socket
@@ -15,21 +14,12 @@ import sys
 import time
 from pathlib import Path
 
+import measure
+
 HERE = Path(__file__).parent
 BOUNDS = ["--users", "50", "--spawn-rate", "50", "--run-time", "20s"]  # options that come later win
 BOOT = 30  # seconds
 STOP = 40  # seconds, above the server's own graceful timeout
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def end_with_us() -> None:
-    """In a child: the kernel tells it to end when we do, whatever ends us (PR_SET_PDEATHSIG, prctl(2))."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def serve(port: int) -> subprocess.Popen[bytes]:
@@ -37,7 +27,7 @@ def serve(port: int) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(filter(None, (str(HERE.parent / "app"), os.environ.get("PYTHONPATH"))))
     environ = {"WORKERS": "2"} | dict(os.environ) | {"PYTHONPATH": path, "EPOLLARD_BIND": f"127.0.0.1:{port}"}
     command = [sys.executable, "-m", "epollard"]
-    server = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, preexec_fn=end_with_us)
+    server = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, preexec_fn=measure.end_with_us)
     deadline = time.monotonic() + BOOT
     while server.poll() is None:
         try:
@@ -51,12 +41,12 @@ def serve(port: int) -> subprocess.Popen[bytes]:
 
 
 def main() -> int:
-    port = free_port()
+    port = measure.free_port()
     server = serve(port)
     try:
         locust = [sys.executable, "-m", "locust", "--locustfile", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
         locust += ["--host", f"http://127.0.0.1:{port}", *BOUNDS, *sys.argv[1:]]
-        failed = subprocess.call(locust, preexec_fn=end_with_us)
+        failed = subprocess.call(locust, preexec_fn=measure.end_with_us)
     finally:
         server.send_signal(signal.SIGTERM)
         try:

@@ -15,7 +15,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -252,10 +251,10 @@ def main() -> int:
     parser.add_argument("--one-cpu", action="store_true", help="ab shares the server's processor")
     parser.add_argument("--clients", type=int, default=100, help="that connect at once")
     parser.add_argument("--python", default=sys.executable, help="the interpreter for all servers")
-    parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="where to write the two pictures; needs matplotlib")
+    parser.add_argument(
+        "--plots", type=measure.plots, metavar="DIRECTORY", help="where to write the two pictures; needs matplotlib"
+    )
     arguments = parser.parse_args()
-    if arguments.plots and find_spec("matplotlib") is None:
-        parser.error("--plots needs matplotlib (the extra `load`)")
     measure.need("ab", "taskset")
     os.sched_setaffinity(0, {measure.CLIENT_CPU})
 

@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -517,12 +516,12 @@ def main() -> int:
     parser.add_argument("--peers", default="", help="gunicorn,uvicorn,granian: the same for them, where they know it")
     parser.add_argument("--peers-environment", type=Path, metavar="DIRECTORY", help="where they are, or are to be installed")
     parser.add_argument("--python", default=sys.executable, help="the interpreter for all servers")
-    parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="where to write the pictures; needs matplotlib")
+    parser.add_argument(
+        "--plots", type=measure.plots, metavar="DIRECTORY", help="where to write the pictures; needs matplotlib"
+    )
     parser.add_argument("--log", action="store_true", help="show the end of the server's log where a promise was broken")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     arguments = parser.parse_args()
-    if arguments.plots and find_spec("matplotlib") is None:
-        parser.error("--plots needs matplotlib (the extra `load`)")
     titles = arguments.only.split(",")
     kinds = arguments.interface.split(",")
     peers = [name for name in arguments.peers.split(",") if name]
