@@ -29,12 +29,13 @@ def _empty_directory(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def epollard_command(*words, **environ):
+def epollard_command(*words, stdout=subprocess.PIPE, **environ):
     """A real `python -m epollard`, run to its end."""
     return subprocess.run(
         [sys.executable, "-m", "epollard", *words],
         env=os.environ | {"PYTHONPATH": str(SOURCE)} | environ,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=20 * SCALE,
         check=False,
@@ -56,27 +57,12 @@ def test_help_and_version(capsys):
 @pytest.mark.parametrize("action", ["--help", "--version", "--print-config"])
 def test_nowhere_to_print_to(action):
     """A full device is said in one line; a reader that has gone wants to hear nothing."""
-
-    def run(stdout):
-        done = subprocess.run(
-            [sys.executable, "-m", "epollard", action],
-            env=os.environ | {"PYTHONPATH": str(SOURCE)},
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=20 * SCALE,
-            check=False,
-        )
-        return done.returncode, done.stderr
-
-    with open("/dev/full", "wb") as full:
-        assert run(full) == (1, "epollard: standard output: No space left on device\n")
     reader, writer = os.pipe()
     os.close(reader)
-    try:
-        assert run(writer) == (1, "")
-    finally:
-        os.close(writer)
+    with open("/dev/full", "wb") as full, open(writer, "wb") as gone:
+        for stdout, told in (full, "epollard: standard output: No space left on device\n"), (gone, ""):
+            ended = epollard_command(action, stdout=stdout)
+            assert (ended.returncode, ended.stderr) == (1, told)
 
 
 def test_print_config(capsys):
