@@ -176,12 +176,7 @@ class Pool:
         """Whether it is to be killed, or when."""
         if process.doom:
             if now >= process.kill_at:
-                if now >= process.deadline and process.ready and not process.dropped:
-                    self._drop(process)
-                    process.kill_at = now + DROP_GRACE
-                else:
-                    os.kill(process.pid, signal.SIGKILL)
-                    process.kill_at = math.inf
+                self._end(process, now)
             self.next_look = min(self.next_look, process.kill_at)
             return
         heard = process.record[HEARTBEAT] / 1e9 if process.ready else process.started
@@ -199,6 +194,15 @@ class Pool:
         process.doom = doom
         log.error(f"{process} was {doom}: its stacks follow, then its end")
         self._dumps.append(process)
+
+    def _end(self, process: Process, now: float) -> None:
+        """Its time is over: kill it, but who was asked to go is told first to drop everything."""
+        if now >= process.deadline and process.ready and not process.dropped:
+            self._drop(process)
+            process.kill_at = now + DROP_GRACE
+        else:
+            os.kill(process.pid, signal.SIGKILL)
+            process.kill_at = math.inf
 
     def dump(self) -> None:
         """Have every worker write its stacks."""
