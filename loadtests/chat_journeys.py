@@ -20,7 +20,7 @@ from websocket import ABNF
 
 from locustfile import PATIENCE, Client, Journey, Steps
 
-__all__ = ["Guest", "Steps", "Visitor"]  # Steps is here for Locust to find
+__all__ = ["AsgiRunner", "Steps", "Visitor"]  # Steps is here for Locust to find
 
 ROOMS = 8
 NORMAL, RESTART = 1000, 1012  # close codes (RFC 6455 section 7.4.1, and the registry of its section 11.7)
@@ -44,7 +44,7 @@ class Visitor(Client):
         self.ask("GET", "/rooms", lambda body: all(room.startswith("room ") for room in json.loads(body)))
 
 
-class Guest(Journey, User):
+class AsgiRunner(Journey, User):
     """Somebody in a room. Each message names its room and has a token, so that one which is somebody else's is seen."""
 
     weight = 6

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from epollard.request import ChunkedBody, Fields, HeadReader, LengthBody, ProtocolError, Request
+from epollard.protocol.request import ChunkedBody, Fields, HeadReader, LengthBody, ProtocolError, Request
 
 DIRECTORY = Path(__file__).parent / "requests"
 LIMITS = (8192, 100, 65536)  # the defaults: bytes a request line, fields, bytes of all fields

@@ -3,17 +3,17 @@
 import os
 import socket
 
-from epollard import config
-from epollard.pool import Pool
+from epollard.config import options
 from epollard.scoreboard import HEARTBEAT, READY, STATE
-from epollard.slots import Process, Slot
+from epollard.supervision.pool import Pool
+from epollard.supervision.slots import Process, Slot
 
 PID = 2**22 + 1  # beyond what the kernel gives (proc_sys_kernel(5), pid_max)
 
 
-def settings(*words: str) -> config.Config:
+def settings(*words: str) -> options.Config:
     """The configuration that these words of a command line make."""
-    return config.load(config.parse_arguments(words).given, {}).config
+    return options.load(options.parse_arguments(words).given, {}).config
 
 
 def hire(pool: Pool, slot: Slot, now: float, *, pid: int = PID, generation: int = 1, state: int = READY) -> Process:

@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 import epollard
-from epollard import cli, config
+from epollard import cli
+from epollard.config import options
 
 SOURCE = Path(epollard.__file__).parents[1]
 SCALE = float(os.environ.get("EPOLLARD_TEST_SCALE", "1"))
@@ -47,7 +48,7 @@ def test_help_and_version(capsys):
     os.environ["EPOLLARD_NONSENSE"] = "1"
     try:
         assert cli.main(["--help"]) == 0
-        assert capsys.readouterr() == (config.help_text(), "")
+        assert capsys.readouterr() == (options.help_text(), "")
         assert cli.main(["--version"]) == 0
         assert capsys.readouterr() == (f"epollard {epollard.__version__}\n", "")
     finally:
@@ -69,7 +70,7 @@ def test_print_config(capsys):
     """Every value and its source, and nothing is started or imported."""
     assert cli.main(["--print-config", "no.such:app", "--threads", "3"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in shown] == list(config.OPTIONS)
+    assert [line.split()[0] for line in shown] == list(options.OPTIONS)
     assert "threads = 3                # --threads" in shown
 
 
@@ -196,7 +197,7 @@ def test_the_current_directory_is_importable_even_where_python_says_not(tmp_path
 
 def test_help_loads_neither_supervisor_nor_application_code():
     """`--help` answers without what it does not use."""
-    code = "import sys; from epollard import cli; cli.main(['--help']); print({'socket', 'epollard.loop'} & {*sys.modules})"
+    code = "import sys; from epollard import cli; cli.main(['--help']); print({'socket', 'epollard.net.loop'} & {*sys.modules})"
     ended = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(SOURCE)},

@@ -1,4 +1,4 @@
-"""The shape of the project, read from its source: who imports whom, who is tested where, and what every file begins with."""
+"""The shape of the project, read from its source: which folder imports which, where each module is tested, how files begin."""
 
 import ast
 import sys
@@ -10,138 +10,108 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "app" / "epollard"
 TESTS = ROOT / "tests"
-MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 
-# Each module and what it imports of ours. A new arrow is a decision: it is drawn here and in docs/design.md.
-IMPORTS = {
-    # sans-IO
-    "request": set(),
-    "response": set(),
-    "websocket": {"request"},
-    # mechanism
+# Each folder, or file at the root, and what it imports of ours. A new arrow is a decision: draw it in docs/design.md too.
+IMPORTS: dict[str, set[str]] = {
+    # Know nothing of the rest.
+    "__init__": set(),
     "log": set(),
-    "loop": set(),
-    "sockets": set(),
-    "scoreboard": set(),
-    "steering": {"log", "sockets"},
-    "doors": {"steering"},
     "cgroup": set(),
+    "scoreboard": set(),
     "importer": set(),
-    "accesslog": {"log", "request"},
-    # one client
-    "outgoing": set(),
-    "connection": {"log", "loop", "outgoing", "request", "response"},
-    # the application interfaces
-    "uploads": {"connection", "request"},
-    "environ": {"request", "uploads"},
-    "wsgi": {"connection", "environ", "log", "outgoing", "request", "response", "uploads"},
-    "threads": {"connection", "environ", "loop", "request", "uploads", "wsgi"},
-    "scope": {"connection", "request", "websocket"},
-    "asgi": {"connection", "log", "outgoing", "request", "response", "scope"},
-    "session": {"asgi", "connection", "log", "outgoing", "request", "response", "scope", "websocket"},
-    "lifespan": {"log"},
-    "guest": {"asgi", "connection", "lifespan", "log", "loop", "request", "scope", "session", "websocket"},
-    # processes
-    "kinds": set(),
-    "config": {"cgroup", "kinds"},
-    "worker": {
-        "accesslog",
-        "config",
-        "connection",
-        "demo",
-        "doors",
-        "guest",
-        "importer",
-        "lifespan",
-        "log",
-        "loop",
-        "request",
-        "scoreboard",
-        "signals",
-        "threads",
-    },
-    "signals": {"loop"},
-    "slots": {"scoreboard", "steering"},
-    "balance": {"log", "loop", "slots", "sockets", "steering"},
-    "listeners": {"balance", "config", "doors", "log", "loop", "slots", "sockets", "steering"},
-    "upgrade": {"doors", "log", "loop", "sockets"},
-    "recycling": {"config", "scoreboard", "slots"},
-    "pool": {"cgroup", "config", "log", "loop", "recycling", "scoreboard", "slots", "worker"},
-    # management
-    "report": {"scoreboard", "slots"},
-    "elastic": {"report"},
-    "admin": {"log", "loop", "report", "request", "response", "sockets"},
-    "management": {"admin", "config", "log", "loop", "report", "sockets"},
-    "ctl": {"config"},
-    "supervisor": {
-        "cgroup",
-        "config",
-        "elastic",
-        "listeners",
-        "log",
-        "loop",
-        "management",
-        "pool",
-        "recycling",
-        "report",
-        "scoreboard",
-        "signals",
-        "slots",
-        "sockets",
-        "upgrade",
-        "worker",
-    },
+    "demo": set(),
+    "protocol": set(),
+    # Options and the network.
+    "config": {"cgroup"},
+    "net": {"log", "protocol"},
+    "access_log": {"log", "protocol"},
+    # The application interfaces.
+    "wsgi": {"log", "net", "protocol"},
+    "asgi": {"log", "net", "protocol"},
+    # The two kinds of process.
+    "worker": {"access_log", "asgi", "config", "demo", "importer", "log", "net", "protocol", "scoreboard", "wsgi"},
+    "supervision": {"cgroup", "config", "log", "net", "scoreboard", "worker"},
+    "management": {"config", "log", "net", "protocol", "supervision"},
+    "supervisor": {"cgroup", "config", "log", "management", "net", "scoreboard", "supervision", "worker"},
+    # The command line.
     "cli": {"__init__", "config", "importer", "log", "supervisor"},
     "__main__": {"cli"},
-    "__init__": set(),
-    # an application like others
-    "demo": set(),
 }
 
-# What bytes-in, facts-out needs of the standard library, and nothing else: no socket, no file, no process.
+# What protocol/ needs of the standard library, and nothing else: no socket, no file, no process.
 SANS_IO = {
-    "request": {"collections.abc", "ipaddress", "re", "typing", "urllib.parse"},
-    "response": {"collections.abc", "http", "re", "time", "typing"},
-    "websocket": {
-        *("binascii", "codecs", "collections.abc", "hashlib", "re", "struct", "typing", "zlib"),
-        "request",  # ours
-    },
+    *("binascii", "codecs", "collections.abc", "hashlib", "http", "ipaddress", "re", "struct", "time", "typing"),
+    *("urllib.parse", "zlib"),
 }
 
 # Modules without a test module of their own name, and where their promises are kept.
 TESTED_ELSEWHERE = {
     "__init__": ["test_cli.py"],
     "__main__": ["test_cli.py", "harness.py"],
-    "connection": ["server/test_http.py", "server/test_limits.py"],
-    "balance": ["server/test_rescue.py", "server/test_scaling.py"],
-    "management": ["server/test_admin.py"],
-    "kinds": ["test_config.py"],
-    "ctl": ["server/test_admin.py", "container/test_image.py"],
-    "scope": ["server/test_asgi.py"],
-    "session": ["server/test_websockets.py"],
     "worker": ["server/test_stop.py", "server/test_signals.py", "server/test_supervision.py"],
+    "asgi/exchange": ["server/test_asgi.py"],
+    "asgi/lifespan": ["server/test_lifespan.py"],
+    "asgi/runner": ["server/test_guest.py"],
+    "asgi/scope": ["server/test_asgi.py"],
+    "asgi/websocket": ["server/test_websockets.py"],
+    "config/values": ["config/test_options.py"],
+    "management/ctl": ["server/test_admin.py", "container/test_image.py"],
+    "management/routes": ["server/test_admin.py"],
+    "management/server": ["server/test_admin.py"],
+    "net/connection": ["server/test_http.py", "server/test_limits.py"],
+    "net/signals": ["server/test_signals.py"],
+    "supervision/balance": ["server/test_rescue.py", "server/test_scaling.py"],
+    "wsgi/exchange": ["server/test_wsgi.py"],
+    "wsgi/threads": ["server/test_threads.py"],
 }
-NO_MODULE = {"layers", "deployment"}
+NO_MODULE = {"layers", "deployment"}  # tests/test_NAME.py of something other than a module
+
+
+def dotted(path: Path) -> str:
+    """A module's name below the package, as in "net.loop"."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py")) if path.parent == PACKAGE or path.stem != "__init__"}
+TITLES = {dotted(path): path for path in sorted(PACKAGE.glob("*/__init__.py"))}
 
 
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(level, name) of what a file imports, wherever in it; names of `from . import a, b` one by one."""
+def imports(path: Path) -> Iterator[tuple[int, str, str]]:
+    """(level, module, name) of all that a file imports, wherever in it; the name is empty in `import module`."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            yield from ((0, alias.name) for alias in node.names)
+            yield from ((0, alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            if node.module is None:
-                yield from ((node.level, alias.name) for alias in node.names)
-            else:
-                yield node.level, node.module
+            yield from ((node.level, node.module or "", alias.name) for alias in node.names)
 
 
-def ours(path: Path) -> set[str]:
-    return {name if name in MODULES else "__init__" for level, name in imports(path) if level}
+def ours(module: str) -> set[str]:
+    """The modules of ours that one imports, by their dotted names."""
+    found = set()
+    for level, target, name in imports(MODULES[module]):
+        if level:
+            parts = module.split(".")[:-level] + (target.split(".") if target else [])
+            whole = ".".join([*parts, name])
+            found.add(whole if whole in MODULES else ".".join(parts) or "__init__")
+    return found
+
+
+def box(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def without_a_circle(arrows: dict[str, set[str]]) -> None:
+    """There is an order in which each is read after those that it imports."""
+    left = dict(arrows)
+    while left:
+        ready = [name for name, needs in left.items() if not needs & left.keys()]
+        assert ready, f"a circle among {sorted(left)}"
+        for name in ready:
+            del left[name]
 
 
 def files(*patterns: str) -> list[Path]:
@@ -159,35 +129,50 @@ def name_of(path: Path) -> str:
 
 
 def test_the_table_is_whole():
-    """Every module of the package stands in the table, and nothing that is gone."""
-    assert set(IMPORTS) == set(MODULES)
+    """Every folder and every file beside them stands in the table, and nothing that is gone."""
+    assert set(IMPORTS) == {box(module) for module in MODULES}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_which_folder_imports_which(name: str):
+    """A folder imports what the table says, no more and no less."""
+    found = {box(target) for module in MODULES if box(module) == name for target in ours(module)}
+    assert found - {name} == IMPORTS[name]
+
+
+def test_no_folder_imports_upward():
+    """The folders have an order: none imports one that imports it, directly or not."""
+    without_a_circle(IMPORTS)
+
+
+def test_no_module_imports_in_a_circle():
+    """Nor do the modules, inside of a folder either."""
+    without_a_circle({module: ours(module) for module in MODULES})
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_who_imports_whom(module: str):
-    """A module imports what the table says, by relative imports, and of others the standard library only."""
-    path = MODULES[module]
-    assert ours(path) == IMPORTS[module]
-    foreign = {name for level, name in imports(path) if not level and name.split(".")[0] not in sys.stdlib_module_names}
+def test_nothing_but_the_standard_library(module: str):
+    """At run time there is only the standard library; a module of ours is imported relatively."""
+    foreign = {
+        target
+        for level, target, _ in imports(MODULES[module])
+        if not level and target.split(".")[0] not in sys.stdlib_module_names
+    }
     assert not foreign
-    assert all(level <= 1 for level, _ in imports(path))
 
 
-def test_nobody_imports_in_a_circle():
-    """There is an order in which each module is read after those that it imports."""
-    left = dict(IMPORTS)
-    while left:
-        ready = [module for module, needs in left.items() if not needs & left.keys()]
-        assert ready, f"a circle among {sorted(left)}"
-        for module in ready:
-            del left[module]
+@pytest.mark.parametrize("path", TITLES.values(), ids=TITLES)
+def test_a_folder_says_what_it_is_for(path: Path):
+    """The `__init__` of a folder is a docstring: importing one module does not import the others."""
+    assert len(tree(path).body) == 1
+    assert ast.get_docstring(tree(path))
 
 
-@pytest.mark.parametrize("module", SANS_IO)
-def test_bytes_in_facts_out(module: str):
-    """The sans-IO modules can neither reach a socket nor a file, nor ask for the time."""
+@pytest.mark.parametrize("module", [module for module in MODULES if box(module) == "protocol"])
+def test_protocol_is_sans_io(module: str):
+    """Nothing in protocol/ can reach a socket or a file, or ask for the time."""
     path = MODULES[module]
-    assert {name for _, name in imports(path)} == SANS_IO[module]
+    assert {target for level, target, _ in imports(path) if not level} <= SANS_IO
     uses = {ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute | ast.Name)}
     assert not uses & {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
     assert {use for use in uses if use.startswith("time.")} <= {"time.gmtime"}
@@ -195,24 +180,31 @@ def test_bytes_in_facts_out(module: str):
 
 def test_no_http_below_the_connection():
     """Loop, sockets and scoreboard know no HTTP: nothing of the kind is in what they import."""
-    for module in "loop", "sockets", "scoreboard":
-        assert not any(name.startswith(("http", "urllib", "email")) for _, name in imports(MODULES[module]))
+    for module in "net.loop", "net.sockets", "scoreboard":
+        assert not any(target.startswith(("http", "urllib", "email")) for _, target, _ in imports(MODULES[module]))
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_has_its_tests(module: str):
-    """A test module of its name, or a statement where it is tested, which is true."""
-    here = [path for path in (TESTS / f"test_{module}.py", TESTS / "server" / f"test_{module}.py") if path.exists()]
-    if module in TESTED_ELSEWHERE:
-        assert not here
-        assert all((TESTS / name).exists() for name in TESTED_ELSEWHERE[module])
+    """A test module in the same place, or a statement where it is tested, which is true."""
+    folder, _, name = module.replace(".", "/").rpartition("/")
+    here = TESTS / folder / f"test_{name}.py"
+    elsewhere = TESTED_ELSEWHERE.get(module.replace(".", "/"))
+    if elsewhere is None:
+        assert here.exists()
     else:
-        assert here
+        assert not here.exists()
+        assert all((TESTS / test).exists() for test in elsewhere)
 
 
 def test_every_unit_test_has_its_module():
     """A module that is gone or renamed takes its tests with it."""
-    names = {path.stem.removeprefix("test_") for path in TESTS.glob("test_*.py")}
+    folders = ["", *(name.partition(".")[0] for name in TITLES)]
+    names = {
+        ".".join(filter(None, (folder, path.stem.removeprefix("test_"))))
+        for folder in folders
+        for path in (TESTS / folder).glob("test_*.py")
+    }
     assert names - NO_MODULE <= set(MODULES)
 
 

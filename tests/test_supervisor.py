@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from epollard import cgroup, supervisor
-from epollard.slots import Slot
+from epollard.supervision.slots import Slot
 from epollard.supervisor import Supervisor
 from staff import PID, abandon, hire, settings
 

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import __version__, config, importer, log
+from . import __version__, importer, log
+from .config import options
 
 BAD_CONFIGURATION = 2
 NOT_LOADED = 3
@@ -19,17 +20,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the program's own) and return the exit status, here and in each worker."""
     _fill_standard_streams()
     try:
-        arguments = config.parse_arguments(sys.argv[1:] if argv is None else argv)
+        arguments = options.parse_arguments(sys.argv[1:] if argv is None else argv)
         if arguments.action == "--help":
-            return _show(config.help_text())
+            return _show(options.help_text())
         if arguments.action == "--version":
             return _show(f"epollard {__version__}\n")
-        loaded = config.load(arguments.given, os.environ)
-    except config.ConfigError as error:
+        loaded = options.load(arguments.given, os.environ)
+    except options.ConfigError as error:
         print(f"epollard: {error}", file=sys.stderr)
         return BAD_CONFIGURATION
     if arguments.action == "--print-config":
-        return _show(config.show(loaded))
+        return _show(options.show(loaded))
     try:
         start = _here()
         os.chdir(loaded.config.chdir)
@@ -76,7 +77,7 @@ def _fill_standard_streams() -> None:
     os.close(fd)
 
 
-def _check(settings: config.Config) -> int:
+def _check(settings: options.Config) -> int:
     kind: str = "wsgi" if settings.interface == "auto" else settings.interface
     if settings.app is not None:
         try:
@@ -90,21 +91,21 @@ def _check(settings: config.Config) -> int:
     return 0
 
 
-def _reread(arguments: config.Arguments, start: str) -> config.Config:
+def _reread(arguments: options.Arguments, start: str) -> options.Config:
     """The configuration as it is now: the file is looked for where it was at the start. `ConfigError`."""
     try:
         here = os.open(".", os.O_PATH | os.O_DIRECTORY)  # which may have no name any more
         try:
             os.chdir(start)
-            return config.load(arguments.given, os.environ).config
+            return options.load(arguments.given, os.environ).config
         finally:
             os.fchdir(here)
             os.close(here)
     except OSError as error:
-        raise config.ConfigError(f"{start!r} cannot be entered again: {error.strerror}") from None
+        raise options.ConfigError(f"{start!r} cannot be entered again: {error.strerror}") from None
 
 
-def _serve(settings: config.Config, reread: Callable[[], config.Config], start: str) -> int:
+def _serve(settings: options.Config, reread: Callable[[], options.Config], start: str) -> int:
     from .supervisor import Supervisor  # here, so that --help need not wait for what it does not use
 
     # The supervisor forks inside: this returns once with the exit status, and once in each child with its worker.

@@ -13,18 +13,20 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from . import cgroup, log, report, sockets
-from .config import MAX_WORKERS, Config, ConfigError, flag
-from .elastic import Elastic
-from .listeners import HANDSHAKE, Listeners
-from .loop import Loop
-from .management import Management
-from .pool import Pool, print_report
-from .recycling import next_worn, too_heavy
+from . import cgroup, log
+from .config.options import MAX_WORKERS, Config, ConfigError, flag
+from .management.routes import Management
+from .net import sockets
+from .net.loop import Loop
+from .net.signals import Signals
 from .scoreboard import ABORTED, ACCEPTED, REQUESTS, SHARED, STAYS
-from .signals import Signals
-from .slots import Process, Slot
-from .upgrade import HandoverError, Upgrade
+from .supervision import status
+from .supervision.autoscaler import Autoscaler
+from .supervision.listeners import HANDSHAKE, Listeners
+from .supervision.pool import Pool, print_report
+from .supervision.recycling import next_worn, too_heavy
+from .supervision.slots import Process, Slot
+from .supervision.upgrade import HandoverError, Upgrade
 from .worker import EXIT_LOAD, Worker
 
 # If no worker has ever been ready, so many tries in one slot are enough: who started us should hear of it.
@@ -60,7 +62,7 @@ class Supervisor:
         self._upgrade = Upgrade(self._loop, start, self._obey)
         # The wish.
         self._workers = config.workers
-        self._elastic = Elastic(config.workers, config.most_workers) if config.most_workers > config.workers else None
+        self._elastic = Autoscaler(config.workers, config.most_workers) if config.most_workers > config.workers else None
         self._generation = 1
         self._configs = {1: config}  # of generations that may yet be needed
         self._stopping = NO
@@ -176,7 +178,7 @@ class Supervisor:
             log.warning(f"{why}: {busy}; ignored")
             return busy
         least, most = min(max(least, 1), MAX_WORKERS), min(max(most, 1), MAX_WORKERS)
-        was, self._elastic = self._elastic, Elastic(least, most) if most > least else None
+        was, self._elastic = self._elastic, Autoscaler(least, most) if most > least else None
         self._workers = min(max(self._workers, least), most)
         wanted = self._elastic or f"{self._workers}"
         log.info(f"{why}: {wanted} workers wanted" + (f"; no longer {was}" if was else ""))
@@ -265,9 +267,9 @@ class Supervisor:
         for process in self._pool.processes.values():
             self._retire(process)
 
-    def facts(self) -> report.Facts:
+    def facts(self) -> status.Facts:
         """What there is to tell."""
-        return report.Facts(
+        return status.Facts(
             now=time.monotonic(),
             going=self._going,
             wanted=self._workers,

@@ -20,16 +20,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
-from . import demo, doors, importer, log, scoreboard
-from .accesslog import AccessLog
-from .config import Config
-from .connection import Server
-from .guest import Guest
-from .lifespan import StartupError
-from .loop import IN, Loop
-from .request import HeadReader
-from .signals import Signals
-from .threads import Crew
+from . import demo, importer, log, scoreboard
+from .access_log import AccessLog
+from .asgi.lifespan import StartupError
+from .asgi.runner import AsgiRunner
+from .config.options import Config
+from .net import syn_filter
+from .net.connection import WorkerContext
+from .net.loop import IN, Loop
+from .net.signals import Signals
+from .protocol.request import HeadReader
+from .wsgi.threads import LeaderFollowers
 
 ACCEPTS: Final = 16  # connections accepted in one go: a burst does not starve those who are being served
 # Seconds that an idle client has to ask once more, before its connection is closed because the worker goes. The answer says
@@ -128,18 +129,18 @@ class Worker:
         tell = log.info if os.environ.get("EPOLLARD_WORKER_ID") == "0" else log.debug  # one voice for all
         tell(f"{config.app or 'the demo'} is {kind.upper()}")
         add = access.add if access else None
-        self._interface: Crew | Guest
+        self._interface: LeaderFollowers | AsgiRunner
         if kind == "asgi":
-            self._interface = Guest(loop, app, config.ws_max_size, config.ws_deflate == "on", add)
+            self._interface = AsgiRunner(loop, app, config.ws_max_size, config.ws_deflate == "on", add)
         else:
-            self._interface = Crew(loop, app, config.threads, config.most_workers, add, self._local)
+            self._interface = LeaderFollowers(loop, app, config.threads, config.most_workers, add, self._local)
         reader = HeadReader(config.max_line, config.max_headers, config.max_header_bytes)
-        self._server = server = Server(loop, reader, self._interface)
+        self._server = server = WorkerContext(loop, reader, self._interface)
         server.limit(config.max_body, config.header_timeout, config.body_timeout, config.write_timeout, config.keep_alive)
         server.ping(config.ws_ping_interval, config.ws_ping_timeout)
         server.trigger(config.trigger)
         if kind == "asgi":
-            server.tell_of_ends()
+            server.notify_disconnects()
         if config.tcp == "cork":
             server.cork()
         loop.on_tick = self._tick
@@ -174,7 +175,7 @@ class Worker:
     # Signals.
 
     def _watch_signals(self) -> None:
-        if isinstance(self._interface, Guest):  # asyncio has such a pair of sockets itself
+        if isinstance(self._interface, AsgiRunner):  # asyncio has such a pair of sockets itself
             for number in (signal.SIGTERM, signal.SIGQUIT):
                 self._interface.aio.add_signal_handler(number, self._on_signal, number)
             self._interface.aio.add_signal_handler(signal.SIGUSR1, self._interface.tell)
@@ -207,7 +208,7 @@ class Worker:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for connection in self._server.connections:
             connection.sock.close()
-        if isinstance(self._interface, Crew):
+        if isinstance(self._interface, LeaderFollowers):
             self._signals.close()
         self._loop.close()
 
@@ -233,7 +234,7 @@ class Worker:
         paused, self._paused = self._paused, []
         for listener in paused:
             self._watch(listener)
-        if self._orphaned and now - self._orphaned >= doors.SHUT:
+        if self._orphaned and now - self._orphaned >= syn_filter.SHUT:
             self._drain("the supervisor is gone")
         if server.draining and not self._listeners:
             interface.dismiss()
@@ -327,7 +328,7 @@ class Worker:
             self._drain("the supervisor is gone, and its predecessor goes on")
             return
         for listener in self._listeners:
-            doors.shut(listener)
+            syn_filter.shut(listener)
         self._orphaned = time.monotonic()
 
     def _drain(self, why: str) -> None:

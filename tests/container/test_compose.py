@@ -4,7 +4,7 @@ import json
 
 from engine import Container, docker, stack, until
 
-from epollard import config
+from epollard.config import options
 
 LISTENERS = """
 import json
@@ -15,7 +15,7 @@ print(json.dumps([(row[1], row[9]) for row in rows if row[3] == '0A']))  # local
 
 def test_every_option_is_passed_through(image: str) -> None:
     """What is set outside reaches the server; what is not set there is not set inside either."""
-    names = ["APP", "WORKERS", "WEB_CONCURRENCY", "THREADS", "EPOLLARD_CONFIG", *map(config.variable, config.OPTIONS)]
+    names = ["APP", "WORKERS", "WEB_CONCURRENCY", "THREADS", "EPOLLARD_CONFIG", *map(options.variable, options.OPTIONS)]
     with stack(**{name: f"<{name}>" for name in names}) as outside:
         found = json.loads(outside.compose("config", "--format", "json"))["services"]["web"]["environment"]
     assert found == {name: f"<{name}>" for name in names}

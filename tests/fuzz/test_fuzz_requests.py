@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import corpus
 from corpus import Found, Refused
-from epollard.request import ChunkedBody, Fields, HeadReader, ProtocolError
+from epollard.protocol.request import ChunkedBody, Fields, HeadReader, ProtocolError
 
 LIMITS = (64, 6, 160)
 

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epollard import response
-from epollard.request import ChunkedBody
-from epollard.response import HeadError
+from epollard.protocol import response
+from epollard.protocol.request import ChunkedBody
+from epollard.protocol.response import HeadError
 
 TEXT = st.text(st.characters(max_codepoint=0x2100), max_size=8) | st.text("ab\r\n\0:\t \xe9", max_size=6)
 STATUS = st.sampled_from(["200 OK", "204 No Content", "304 Not", "404"]) | TEXT | TEXT.map("200 {}".format)

@@ -12,8 +12,7 @@ from websockets.frames import Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from epollard.request import HeadReader, ProtocolError, Request
-from epollard.websocket import (
+from epollard.protocol.frames import (
     BINARY,
     CLOSE,
     FAIL,
@@ -27,6 +26,7 @@ from epollard.websocket import (
     is_valid_close,
     read_offer,
 )
+from epollard.protocol.request import HeadReader, ProtocolError, Request
 
 LIMIT = 200
 CONTROL_FRAME = 131  # bytes at most

@@ -463,10 +463,10 @@ def sockets_of(pid):
 
 
 def ctl(*words, **environ):
-    """A real `python -m epollard.ctl`, run to its end."""
+    """A real `python -m epollard.management.ctl`, run to its end."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EPOLLARD_")}
     return subprocess.run(
-        [sys.executable, "-m", "epollard.ctl", *words],
+        [sys.executable, "-m", "epollard.management.ctl", *words],
         env=kept | {"PYTHONPATH": str(SOURCE)} | environ,
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from epollard.wsgi import Exchange, Hold
+from epollard.wsgi.exchange import Exchange, Hold
 from gates import Gate, Notes
 from harness import wait_for
 

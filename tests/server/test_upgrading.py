@@ -315,7 +315,7 @@ def test_the_management_address_answers_all_the_while(start):
 
 def ctl(server, *words):
     host, port = server.admin
-    command = [sys.executable, "-m", "epollard.ctl", *words, "--admin", f"{host}:{port}"]
+    command = [sys.executable, "-m", "epollard.management.ctl", *words, "--admin", f"{host}:{port}"]
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE)}
     return subprocess.run(command, capture_output=True, text=True, env=environ, check=True).stdout
 

@@ -1,0 +1,1 @@
+"""The management listener, its pages and commands, and the command that speaks to it."""

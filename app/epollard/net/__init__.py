@@ -1,0 +1,1 @@
+"""Clients and the kernel: the loop, sockets, connections."""

@@ -1,0 +1,562 @@
+"""Requests from bytes: heads and bodies. No socket, no clock, no config: bytes in, facts out.
+
+A reader has three outcomes and no more: a result, "more bytes needed", or `ProtocolError` with the status to answer. All that
+decides where a message ends is judged here and nowhere else.
+
+Clients repeat themselves, so what was judged once is remembered: a request line, the names of header fields, a host, whole
+heads that come a second time, and of each client the fields of its last head. Names that come often become an expression which
+reads such heads at once, whatever the values. What is remembered is bounded, and never changes an answer: same bytes, same
+judgement.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+# How much is remembered. Beyond a bound a cache is emptied, which costs one parse for each shape that is still in use.
+CACHED_ENTRIES: Final = 256
+CACHED_BYTES: Final = 2048
+# Heads that have come once, as hashes: to keep one that never comes again costs more than to judge it.
+SEEN_ENTRIES: Final = 1024
+# To compile an expression takes 5 ms: so many heads must have had the same names, and not too many.
+COMPILE_AFTER: Final = 256
+COMPILE_NAMES: Final = 32
+
+# RFC 9110 5.6.2: token. RFC 9110 5.5: field values hold visible characters, SP, HTAB and obs-text, so no control characters.
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTROLS: Final = bytes([*range(9), *range(10, 32), 127])
+# RFC 3986 3.3, 3.4, loosely: visible ASCII. A fragment (#) is never sent (RFC 9110 7.1).
+_TARGET: Final = re.compile(r"[!\"$-~]+")
+# The usual request line: method, target, path (nothing to decode in it), query. All others are judged with more care.
+_USUAL_LINE: Final = re.compile(r"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) ((/[!\"$&->@-~]*+)(?:\?|\Z)([!\"$-~]*+))")
+# RFC 3986 3.2.2: reg-name (which covers IPv4), or an IP literal, then a port. Possessive: it cannot backtrack.
+_HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++)(?::[0-9]{0,5})?")
+_DIGITS: Final = re.compile(r"[0-9]+")
+_NOTHING: Final = re.compile(r"(?!)")
+_VERSION: Final = re.compile(r"[0-9]\.[0-9]")
+_METHOD_LENGTH: Final = 32  # the longest registered method is UPDATEREDIRECTREF (17)
+_VERSION_LENGTH: Final = len(" HTTP/1.1")
+_LENGTH_DIGITS: Final = 18  # more than any file; keeps int() cheap
+_SINGLETONS: Final = ("host", "content-length", "transfer-encoding", "content-type", "expect")
+_FRAMING: Final = ("content-length", "transfer-encoding", "expect")
+
+# RFC 9112 7.1: a chunk's size line, and the whole of the trailers, stay within these. Chunk extensions, which nobody reads, may
+# be no more than this over the bytes of the body (7.1.1), or a small body would be endless.
+CHUNK_LINE: Final = 1024
+TRAILER_BYTES: Final = 16 * 1024
+EXTENSION_BYTES: Final = 16 * 1024
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t -~\x80-\xff]*)?")
+# RFC 9110 6.5.1: fields that decide framing, routing or authentication have no place in a trailer.
+_NO_TRAILERS: Final = frozenset(
+    (
+        *("transfer-encoding", "content-length", "host", "connection", "expect", "te", "trailer", "upgrade"),
+        *("authorization", "cookie", "content-type", "content-encoding"),
+    )
+)
+
+
+class ProtocolError(Exception):
+    """The peer broke a rule. `status` is what to answer, `reason` what to write in the log (no byte of the peer's in it)."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+
+class Line:
+    """A request line without its version: method and target. Shared by all requests with the same bytes, so never changed."""
+
+    __slots__ = ("authority", "memo", "method", "path", "query", "target")
+
+    def __init__(self, method: str, target: str, path: str, query: str, authority: str | None = None) -> None:
+        self.method = method
+        self.target = target  # as it was sent
+        self.path = path  # percent-decoded bytes, as latin-1 (what PEP 3333 calls "bytes as unicode")
+        self.query = query
+        self.authority = authority  # of a target in absolute form, else None
+        self.memo: Any = None  # what an application interface made of it
+
+
+class Shape:
+    """A version and the names of header fields, judged. Shared by all heads with the same ones."""
+
+    __slots__ = ("bare", "connection", "count", "framing", "host", "match", "memo", "names", "version")
+
+    def __init__(self, version: str, names: tuple[str, ...]) -> None:
+        self.version = version  # "1.0" or "1.1"
+        self.names = names  # in lower case
+        self.host = names.index("host") if "host" in names else -1
+        self.connection = tuple(index for index, name in enumerate(names) if name == "connection")
+        self.framing = {name: index for index, name in enumerate(names) if name in _FRAMING}
+        self.memo: Any = None  # what an application interface made of it
+        self.count = 0  # heads that had it
+        self.match: Callable[[str], re.Match[str] | None] = _NOTHING.match  # reads such heads, but for unusual white space
+        self.bare: Fields | None = None  # with it: what is kept in place of fields that are too long
+
+    def compile(self, raw: Sequence[str]) -> None:
+        """Make the expression, from the version and the names as they are sent. Possessive: it cannot backtrack."""
+        lines = [rf"{re.escape(name)}:[ \t]*+([\t -~\x80-\xff]*+)(?<![ \t])\r\n" for name in raw[1:]]
+        # The first " HTTP/" ends the target, whatever follows it.
+        start = rf"([!-~]++ (?!HTTP/)[!-~]++) HTTP/{re.escape(raw[0])}\r\n"
+        self.match = re.compile("".join((start, *lines, r"\r\n"))).match
+        self.bare = Fields(self, [""] * len(self.names))
+
+
+class Fields:
+    """The version and the header fields of a request, judged. Never changed."""
+
+    __slots__ = (
+        *("again", "block", "chunked", "expect", "memo", "framed", "host", "keep_alive", "length"),
+        *("shape", "simple", "usual", "values", "version"),
+    )
+
+    def __init__(self, shape: Shape, values: Sequence[str]) -> None:
+        self.shape = shape
+        self.version = version = shape.version
+        self.values = values  # in the order of the shape's names
+        self.host = values[shape.host] if shape.host >= 0 else None
+        self.length = 0  # bytes of body; meaningless where `chunked`
+        self.chunked = False
+        self.expect = False  # the client waits for "100 Continue"
+        self.framed = False  # there is a body to read, or one is announced
+        self.simple = False  # ... of a known length, which its client does not wait to be asked for
+        self.keep_alive = version != "1.0"
+        self.usual = False  # as a whole: of HTTP/1.1, without a body, and the connection goes on
+        self.block = b""  # what they were read from, from the space before the version to the empty line, if it is not long
+        self.again = False  # their client sends them again, so what is made of them is worth keeping
+        self.memo: Any = None  # what an application interface made of them
+
+    @property
+    def items(self) -> list[tuple[str, str]]:
+        """(name in lower case, value), in the order in which they came."""
+        return list(zip(self.shape.names, self.values, strict=True))
+
+
+class Request:
+    """A head, and how many bytes it has. Shared by all requests with the same bytes, so never changed."""
+
+    __slots__ = ("fields", "kept", "last", "line", "memo", "plain", "size", "usual")
+
+    def __init__(self, line: Line, fields: Fields, size: int) -> None:
+        self.line = line
+        self.fields = fields
+        self.last = fields if fields.block else fields.shape.bare  # what to keep for its client's next head
+        self.size = size
+        self.plain = fields.version == "1.1" and line.method != "HEAD"  # its answer needs no second look
+        self.usual = self.plain and fields.usual and line.path != "*"
+        self.kept = False  # it is remembered, so what is made of it is worth keeping
+        self.memo: Any = None  # what an application interface made of it
+
+
+class HeadReader:
+    """Reads heads within limits: bytes a request line, number of fields, bytes of all fields (RFC 9112 2.2, 3, 5)."""
+
+    def __init__(self, max_line: int, max_headers: int, max_header_bytes: int) -> None:
+        self.max_line = max_line
+        self.max_headers = max_headers
+        self.max_header_bytes = max_header_bytes
+        self.known: dict[bytes, Request] = {}
+        self._lines: dict[str, Line] = {}
+        self._shapes: dict[tuple[str, ...], Shape] = {}
+        self._hosts: set[str] = set()
+        self._seen: set[int] = set()
+        self._safe = min(max_line, max_header_bytes)  # a head of so many bytes is over no limit but that of names
+
+    def read(self, data: bytes, start: int = 0, last: Fields | None = None) -> Request | None:
+        """Read the head that begins at `start`. None: more bytes are needed. `last`: of its client's last one.
+
+        Raises `ProtocolError` 400, 413, 414, 417, 431, 501, 505.
+        """
+        if last is not None and not start:
+            before = data.removesuffix(last.block)
+            if before is not data and len(data) <= self._safe:
+                left = before.decode("latin-1")
+                line = self._lines.get(left)
+                if line is not None:
+                    last.again = True
+                    return self.known.get(data) or self._remember(data, line, last)
+                line = self._read_usual_line(left)
+                if line is not None:  # and new, so the head is new, too
+                    last.again = True
+                    return Request(line, last, len(data))
+        end = data.find(b"\r\n\r\n", start)
+        if end < 0:
+            self._judge_part(data, start)
+            return None
+        head = data[start : end + 4]
+        known = self.known.get(head)
+        if known is not None:
+            return known
+        if last is not None and len(head) <= self._safe:
+            match = last.shape.match(head.decode("latin-1"))
+            if match is not None:
+                left, *values = match.groups()
+                return self._make(head, left, Fields(last.shape, values))
+        return self._read_head(head)
+
+    def unfinished(self, data: bytes, searched: int) -> bool:
+        """Whether the head at the start of `data`, which did not end within the first `searched` bytes, does not end at all.
+
+        What `read` would say with None, or raise, without a look at all of it for each piece that comes.
+        """
+        if data.find(b"\r\n\r\n", max(searched - 3, 0)) >= 0:
+            return False
+        self._judge_part(data, 0)
+        return True
+
+    def _read_head(self, head: bytes) -> Request:
+        # A target holds no space, so the first " HTTP/" ends it.
+        left, _, right = head[:-4].partition(b" HTTP/")
+        fields = self._read_fields(right)
+        return self._make(head, left.decode("latin-1"), fields)
+
+    def _make(self, head: bytes, left: str, fields: Fields) -> Request:
+        host = fields.host
+        if host is None:
+            if fields.version == "1.1":
+                raise ProtocolError(400, "no Host")
+        elif host not in self._hosts:
+            self._judge_host(host)
+        shape = fields.shape
+        if shape.framing:
+            _judge_framing(fields)
+        where = shape.connection
+        if where:
+            if len(where) == 1 and fields.values[where[0]] == "keep-alive":  # the usual one
+                fields.keep_alive = True
+            else:
+                _judge_connection(fields)
+        fields.usual = fields.keep_alive and not fields.framed and fields.version == "1.1"
+        if len(head) <= CACHED_BYTES:
+            fields.block = head[len(left) :]
+        return self._remember(head, self._lines.get(left) or self._read_usual_line(left) or self._read_line(left), fields)
+
+    def _remember(self, head: bytes, line: Line, fields: Fields) -> Request:
+        """A request of a judged line and judged fields."""
+        if line.authority is not None:
+            fields = _with_host(fields, line.authority)
+        request = Request(line, fields, len(head))
+        if len(head) > CACHED_BYTES:
+            return request
+        key = hash(head)
+        seen = self._seen
+        if key in seen:  # or others with the same hash, which does no harm
+            request.kept = True
+            if len(self.known) >= CACHED_ENTRIES:
+                self.known.clear()
+            self.known[head] = request
+        else:
+            if len(seen) >= SEEN_ENTRIES:
+                seen.clear()
+            seen.add(key)
+        return request
+
+    def _judge_part(self, data: bytes, start: int) -> None:
+        """Refuse early what can no longer become a good head: nobody waits for a deadline to hear it.
+
+        A head that comes byte by byte comes here for each of them, so this looks at the request line and the end only.
+        """
+        if data.startswith(b"\r\n", start):
+            start += 2
+        end = data.find(b"\n", start, start + self.max_line + 2)
+        if end < 0:
+            first = data[start : start + self.max_line + 2]
+            if len(first) > self.max_line + 1:  # the last byte may be the CR
+                raise ProtocolError(414, f"request line over {self.max_line} bytes")
+            if first and first != b"\r" and not _TOKEN.match(chr(first[0])):
+                raise ProtocolError(400, "not HTTP")
+            return
+        first = data[start:end]
+        if not first.endswith(b"\r") or data.endswith(b"\n\n"):
+            raise ProtocolError(400, "bare LF in the head")
+        if len(data) - (end + 1) > self.max_header_bytes + 1:  # as above
+            raise ProtocolError(431, f"header fields over {self.max_header_bytes} bytes")
+        left, _, version = first[:-1].decode("latin-1").partition(" HTTP/")
+        _judge_version(version)
+        if len(left) <= CACHED_BYTES and left not in self._lines:
+            self._read_line(left)
+
+    def _read_usual_line(self, left: str) -> Line | None:
+        """None: it is not usual, whatever else it is."""
+        match = _USUAL_LINE.fullmatch(left)
+        if match is None or len(left) + _VERSION_LENGTH > self.max_line:
+            return None
+        method, target, path, query = match.groups()
+        return self._keep_line(left, Line(method, target, path, query))
+
+    def _keep_line(self, left: str, line: Line) -> Line:
+        if len(left) <= CACHED_BYTES:
+            if len(self._lines) >= CACHED_ENTRIES:
+                self._lines.clear()
+            self._lines[left] = line
+        return line
+
+    def _read_line(self, left: str) -> Line:
+        first = left.removeprefix("\r\n")  # RFC 9112 2.2: an empty line before the request line is skipped
+        if len(first) + _VERSION_LENGTH > self.max_line:
+            raise ProtocolError(414, f"request line over {self.max_line} bytes")
+        method, _, target = first.partition(" ")
+        if not _TOKEN.fullmatch(method):
+            raise ProtocolError(400, "bad method")
+        if len(method) > _METHOD_LENGTH:  # RFC 9112 3
+            raise ProtocolError(501, f"method over {_METHOD_LENGTH} bytes")
+        if not _TARGET.fullmatch(target):
+            raise ProtocolError(400, "bad request target")
+        authority = None
+        path, _, query = target.partition("?")
+        if method == "CONNECT":
+            raise ProtocolError(501, "CONNECT is for proxies")
+        if target == "*":
+            if method != "OPTIONS":
+                raise ProtocolError(400, "request target * without OPTIONS")
+        elif not path.startswith("/"):
+            authority, path = self._read_absolute(path)
+        if "%" in path:
+            path = unquote_to_bytes(path).decode("latin-1")
+        return self._keep_line(left, Line(method, target, path, query, authority))
+
+    def _read_absolute(self, target: str) -> tuple[str, str]:
+        """Authority and path of a target in absolute form (RFC 9112 3.2.2), without its query."""
+        scheme, separator, rest = target.partition("://")
+        authority, slash, path = rest.partition("/")
+        if not separator or scheme.lower() not in ("http", "https") or not authority:
+            raise ProtocolError(400, "bad request target")
+        self._judge_host(authority)
+        return authority, slash + path or "/"
+
+    def _read_fields(self, right: bytes) -> Fields:
+        if len(right) > self.max_header_bytes + 3:
+            raise ProtocolError(431, f"header fields over {self.max_header_bytes} bytes")
+        text = right.decode("latin-1")
+        lines = text.split("\r\n")
+        # All lines at once. The first one, which is the version, counts as a name without a value.
+        names, colons, values = zip(*[line.partition(":") for line in lines], strict=True)
+        shape = self._shapes.get(names)
+        if shape is None or colons[0]:  # of a colon behind the version no name of a shape tells
+            _judge_version(lines[0])
+        if len(right.translate(None, _CONTROLS)) + 2 * (len(lines) - 1) != len(right):
+            raise ProtocolError(400, "control character in the head")
+        if shape is None or colons.count(":") != len(lines) - 1:
+            shape = self._read_shape(names, colons)
+        shape.count += 1
+        if shape.count == COMPILE_AFTER and len(names) <= COMPILE_NAMES:
+            shape.compile(names)
+        return Fields(shape, [value.strip(" \t") for value in values[1:]])
+
+    def _read_shape(self, names: tuple[str, ...], colons: tuple[str, ...]) -> Shape:
+        """Judge the version, which comes first, and the names."""
+        version = names[0]
+        if len(names) - 1 > self.max_headers:
+            raise ProtocolError(431, f"more than {self.max_headers} header fields")
+        for name, colon in zip(names[1:], colons[1:], strict=True):
+            # White space before the colon (RFC 9112 5.1) and folded lines (5.2) are no token either: both are refused here.
+            if not _TOKEN.fullmatch(name):
+                raise ProtocolError(400, "bad header field name")
+            if not colon:
+                raise ProtocolError(400, "header field without a colon")
+        lower = tuple(map(str.lower, names[1:]))
+        for name in _SINGLETONS:
+            # A field that decides framing or routing comes once, or two readers may each believe another one (RFC 9112 11.2).
+            if lower.count(name) > 1:
+                raise ProtocolError(400, f"{name} more than once")
+        # RFC 9112 2.3: a higher minor version is read as the highest that we speak.
+        shape = Shape("1.0" if version == "1.0" else "1.1", lower)
+        if sum(map(len, names)) <= CACHED_BYTES:
+            if len(self._shapes) >= CACHED_ENTRIES:
+                self._shapes.clear()
+            self._shapes[names] = shape
+        return shape
+
+    def _judge_host(self, host: str) -> None:
+        """RFC 9110 7.2: uri-host [":" port], or nothing; a port alone is in no http URI (4.2.1). Raises `ProtocolError` 400."""
+        if not host or host in self._hosts:
+            return
+        match = _HOST.fullmatch(host)
+        try:
+            if not match:
+                raise ValueError
+            if match[1]:
+                ipaddress.IPv6Address(match[1])
+        except ValueError:
+            raise ProtocolError(400, "bad Host") from None
+        if len(host) <= 255:
+            if len(self._hosts) >= CACHED_ENTRIES:
+                self._hosts.clear()
+            self._hosts.add(host)
+
+
+def _judge_version(version: str) -> None:
+    if not _VERSION.fullmatch(version):
+        raise ProtocolError(400, "bad HTTP version")
+    if version[0] != "1":
+        raise ProtocolError(505, "not HTTP/1")
+
+
+def _judge_framing(fields: Fields) -> None:
+    """Where the body ends (RFC 9112 6)."""
+    single = {name: fields.values[index] for name, index in fields.shape.framing.items()}
+    coding = single.get("transfer-encoding")
+    length = single.get("content-length")
+    if coding is not None:
+        if length is not None:
+            raise ProtocolError(400, "both Transfer-Encoding and Content-Length")
+        if fields.version == "1.0":
+            raise ProtocolError(400, "Transfer-Encoding in HTTP/1.0")
+        others, _, last = coding.lower().rpartition(",")
+        if last.strip(" \t") != "chunked" or "chunked" in others:
+            raise ProtocolError(400, "chunked is not the last transfer coding")
+        if "," in coding:
+            raise ProtocolError(501, "transfer coding other than chunked")
+        fields.chunked = fields.framed = True
+    elif length is not None:
+        if not _DIGITS.fullmatch(length):
+            raise ProtocolError(400, "bad Content-Length")
+        if len(length) > _LENGTH_DIGITS:
+            raise ProtocolError(413, "Content-Length of more than 18 digits")
+        fields.length = int(length)
+        fields.framed = fields.length > 0
+    expect = single.get("expect")
+    if expect is not None and fields.version != "1.0":
+        if expect.lower() != "100-continue":
+            raise ProtocolError(417, "unknown expectation")
+        fields.expect = fields.framed
+    fields.simple = fields.framed and not fields.chunked and not fields.expect
+
+
+def _judge_connection(fields: Fields) -> None:
+    """Whether the connection goes on (RFC 9112 9.3)."""
+    text = ",".join([fields.values[index] for index in fields.shape.connection]).lower()
+    options = [option.strip(" \t") for option in text.split(",")]
+    fields.keep_alive = "close" not in options and (fields.version != "1.0" or "keep-alive" in options)
+
+
+def _with_host(fields: Fields, authority: str) -> Fields:
+    """RFC 9112 3.2.2: the authority of a target in absolute form takes the place of Host."""
+    others = [item for item in fields.items if item[0] != "host"]
+    shape = Shape(fields.version, ("host", *(name for name, _ in others)))
+    other = Fields(shape, (authority, *(value for _, value in others)))
+    for slot in ("chunked", "expect", "framed", "keep_alive", "length", "simple", "usual"):
+        setattr(other, slot, getattr(fields, slot))
+    return other
+
+
+class LengthBody:
+    """A body of a known length (RFC 9112 6.2)."""
+
+    __slots__ = ("done", "left", "rest")
+
+    def __init__(self, length: int) -> None:
+        self.left = length
+        self.done = length == 0
+        self.rest = b""  # what came behind the body, once it is done
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes from the connection, return those of the body."""
+        if len(data) < self.left:
+            self.left -= len(data)
+            return data
+        self.done = True
+        self.rest = data[self.left :]
+        return data[: self.left] if self.rest else data
+
+
+class ChunkedBody:
+    """A chunked body (RFC 9112 7.1) of at most `limit` bytes. Lines end by CRLF alone; trailers are judged and dropped."""
+
+    __slots__ = ("_buffer", "_extensions", "_left", "_stage", "_taken", "_trailers", "done", "limit", "rest")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.done = False
+        self.rest = b""
+        self._buffer = b""
+        self._left = 0  # bytes of the chunk under way
+        self._taken = 0
+        self._extensions = 0
+        self._trailers = 0
+        self._stage = self._size
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes from the connection, return those of the body. Raises `ProtocolError` 400, 413, 431."""
+        if self._buffer:
+            data = self._buffer + data
+        content: list[bytes] = []
+        start = 0
+        while not self.done:
+            after = self._stage(data, start, content)
+            if after < 0:
+                break
+            start = after
+        if self.done:
+            self.rest = data[start:]
+            self._buffer = b""
+        else:
+            self._buffer = data[start:]
+        return b"".join(content)
+
+    # Each stage returns where it stopped, or -1 where it needs more bytes than there are.
+
+    def _size(self, data: bytes, start: int, content: list[bytes]) -> int:
+        end = data.find(b"\r\n", start, start + CHUNK_LINE + 2)
+        if end < 0:
+            if len(data) - start > CHUNK_LINE + 1:  # the last byte may be the CR
+                raise ProtocolError(400, f"chunk size line over {CHUNK_LINE} bytes")
+            if b"\n" in data[start:]:
+                raise ProtocolError(400, "bare LF in a chunk size line")
+            return -1
+        match = _CHUNK_SIZE.fullmatch(data, start, end)
+        if not match:
+            raise ProtocolError(400, "bad chunk size")
+        self._left = int(match[1], 16)
+        self._taken += self._left
+        if self._taken > self.limit:
+            raise ProtocolError(413, f"body over {self.limit} bytes")
+        self._extensions += end - match.end(1)
+        if self._extensions > self._taken + EXTENSION_BYTES:
+            raise ProtocolError(400, "chunk extensions outweigh the body")
+        self._stage = self._data if self._left else self._trailer
+        return end + 2
+
+    def _data(self, data: bytes, start: int, content: list[bytes]) -> int:
+        end = start + self._left
+        if len(data) < end:
+            if len(data) == start:
+                return -1
+            content.append(data[start:])
+            self._left -= len(data) - start
+            return len(data)
+        content.append(data[start:end])
+        self._stage = self._crlf
+        return end
+
+    def _crlf(self, data: bytes, start: int, content: list[bytes]) -> int:
+        after = data[start : start + 2]
+        if not b"\r\n".startswith(after):
+            raise ProtocolError(400, "chunk data not ended by CRLF")
+        if len(after) < 2:
+            return -1
+        self._stage = self._size
+        return start + 2
+
+    def _trailer(self, data: bytes, start: int, content: list[bytes]) -> int:
+        end = data.find(b"\r\n", start)
+        if self._trailers + (len(data) - 1 if end < 0 else end) - start > TRAILER_BYTES:  # the last byte may be the CR
+            raise ProtocolError(431, f"trailers over {TRAILER_BYTES} bytes")
+        if end < 0:
+            if b"\n" in data[start:]:
+                raise ProtocolError(400, "bare LF in a trailer")
+            return -1
+        if end == start:
+            self.done = True
+            return end + 2
+        line = data[start:end]
+        name, colon, _ = line.decode("latin-1").partition(":")
+        if not colon or not _TOKEN.fullmatch(name) or len(line.translate(None, _CONTROLS)) != len(line):
+            raise ProtocolError(400, "bad trailer")
+        if name.lower() in _NO_TRAILERS:
+            raise ProtocolError(400, "forbidden trailer")
+        self._trailers += len(line) + 2
+        return end + 2

@@ -1,0 +1,128 @@
+"""A request to a WSGI `environ` (PEP 3333). What depends on the bytes of a head alone is kept with the head's cached facts."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+from ..protocol.request import Fields, Request, Shape
+from .input import NoInput
+
+Environ = dict[str, Any]
+
+
+class Environment:
+    """Makes the `environ` of each request. `local`: SERVER_NAME and SERVER_PORT where nothing else is said."""
+
+    def __init__(self, *, threads: int, processes: int, local: tuple[str, str] = ("", "")) -> None:
+        self._base: Environ = {
+            "REQUEST_METHOD": "",
+            "SCRIPT_NAME": "",
+            "PATH_INFO": "",
+            "QUERY_STRING": "",
+            "REQUEST_URI": "",
+            "RAW_URI": "",
+            "SERVER_NAME": local[0],
+            "SERVER_PORT": local[1],
+            "REMOTE_ADDR": "",
+            "REMOTE_PORT": "",
+            "SERVER_SOFTWARE": "epollard",
+            "GATEWAY_INTERFACE": "CGI/1.1",
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.input": NoInput(),
+            "wsgi.input_terminated": True,
+            "wsgi.errors": Errors(),
+            "wsgi.multithread": threads > 1,
+            "wsgi.multiprocess": processes > 1,
+            "wsgi.run_once": False,
+            "wsgi.file_wrapper": FileWrapper,
+        }
+
+    def make(self, request: Request) -> Environ:
+        """The `environ` of a request, but for what the connection tells and the body.
+
+        What is remembered of requests has copies in their `memo`s, and there is no need to come here.
+        """
+        if request.memo:
+            return cast(Environ, request.memo.copy())
+        line = request.line
+        fields = request.fields
+        if fields.memo:
+            environ: Environ = fields.memo.copy()
+        else:
+            environ = self._of_fields(fields)
+            if fields.again:
+                fields.memo = environ.copy()
+        environ["REQUEST_METHOD"] = line.method
+        environ["PATH_INFO"] = line.path
+        environ["QUERY_STRING"] = line.query
+        environ["REQUEST_URI"] = environ["RAW_URI"] = line.target
+        if request.kept:
+            request.memo = environ.copy()
+        return environ
+
+    def _of_fields(self, fields: Fields) -> Environ:
+        shape = fields.shape
+        template, keys = shape.memo or self._of_shape(shape)
+        environ: Environ = template.copy()
+        if keys is not None:
+            environ.update(zip(keys, fields.values))  # noqa: B905 - strict costs 80 ns, and they are of one length
+            return environ
+        for name, value in fields.items:
+            key = _key(name)
+            if key is None:
+                continue
+            if environ[key]:
+                environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value  # RFC 9110 5.3, RFC 6265 5.4
+            else:
+                environ[key] = value
+        return environ
+
+    def _of_shape(self, shape: Shape) -> tuple[Environ, list[str] | None]:
+        """An `environ` in which the fields' values are still empty, and their keys, where each has one of its own."""
+        keys = [key for key in map(_key, shape.names) if key is not None]
+        template = self._base | {"SERVER_PROTOCOL": "HTTP/" + shape.version} | dict.fromkeys(keys, "")
+        plain = len(set(keys)) == len(shape.names)
+        memo = shape.memo = template, keys if plain else None
+        return memo
+
+
+def _key(name: str) -> str | None:
+    """A field's key in the `environ`. None: it is not passed on.
+
+    "X_Forwarded_For" would become the same key as "X-Forwarded-For": whoever strips the one from strangers' requests does not
+    strip the other. Nor is Proxy passed on, which CGI libraries take for a setting (httpoxy).
+    """
+    if "_" in name or name == "proxy":
+        return None
+    key = name.upper().replace("-", "_")
+    return key if name in ("content-type", "content-length") else "HTTP_" + key
+
+
+class Errors:
+    """`wsgi.errors`: standard error as it is at the time of writing, so that an application may redirect it."""
+
+    def write(self, text: str) -> int:
+        """As `io.TextIOBase.write`."""
+        return sys.stderr.write(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """As `io.IOBase.writelines`."""
+        sys.stderr.writelines(lines)
+
+    def flush(self) -> None:
+        """As `io.IOBase.flush`."""
+        sys.stderr.flush()
+
+
+class FileWrapper:
+    """`wsgi.file_wrapper`: a file to be sent, by sendfile(2) where it is a regular one, else piece by piece."""
+
+    def __init__(self, filelike: Any, blksize: int = 65536) -> None:
+        self.filelike = filelike
+        self.blksize = blksize
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(lambda: self.filelike.read(self.blksize), b"")

@@ -1,0 +1,209 @@
+"""`wsgi.input` (PEP 3333): bodies of requests, of any size, as the files that an application reads.
+
+A body is read before the application is called, so that a slow sender holds no thread; unless its client waits to be asked.
+"""
+
+import io
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+from ..net.connection import Connection
+from ..protocol.request import Request
+
+SPOOL_MEMORY: Final = 256 * 1024  # bytes of a request's body kept in memory; the rest goes to an unnamed file
+
+Run = Callable[[Connection, Request, Any], bytes | None]
+
+
+class Caller(Protocol):
+    """What an input needs to know of the call that reads it."""
+
+    dead: bool  # nothing may be sent any more
+    opened: bool  # the answer has begun
+
+    def step_down(self) -> None:
+        """The thread is going to wait."""
+
+    def post(self, callback: Callable[..., object], /) -> None:
+        """Call something on the loop's thread."""
+
+
+class NoInput:
+    """`wsgi.input` of a request without a body. One for all: it has no state."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Nothing."""
+        return b""
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """Nothing."""
+        return b""
+
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
+        """Nothing."""
+        return []
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Spool:
+    """A body that arrives: in memory up to `SPOOL_MEMORY` bytes, then in an unnamed file (open(2), O_TMPFILE).
+
+    Where no directory can be written, as on a read-only root without /tmp, the file lives in memory (memfd_create(2)).
+    """
+
+    def __init__(self) -> None:
+        self._file: Any = io.BytesIO()
+        self._memory = True
+        self._size = 0
+
+    def write(self, content: bytes) -> None:
+        """Append. `OSError` where there is no room."""
+        self._size += len(content)
+        if self._memory and self._size > SPOOL_MEMORY:
+            kept = self._file.getvalue()  # not getbuffer(): where no file can be had, a view would keep close() from closing
+            self._file = _unnamed_file()
+            self._memory = False
+            self._append(kept)
+        self._append(content)
+
+    def _append(self, content: bytes | memoryview) -> None:
+        left = memoryview(content)
+        while left:
+            left = left[self._file.write(left) :]
+
+    def rewind(self) -> Any:
+        """The body, which is whole now, as a binary file, at its beginning."""
+        self._file.seek(0)
+        if isinstance(self._file, io.FileIO):
+            self._file = io.BufferedReader(self._file)
+        return self._file
+
+    def close(self) -> None:
+        """Give back memory or file."""
+        self._file.close()
+
+
+def _unnamed_file() -> Any:
+    # Not buffered: a full disk is heard of when the body comes, not by the application, or by nobody, in a late flush.
+    try:
+        return tempfile.TemporaryFile(buffering=0)
+    except FileNotFoundError:
+        return os.fdopen(os.memfd_create("epollard-body", os.MFD_CLOEXEC), "w+b", buffering=0)
+
+
+class Upload:
+    """The sink of a body that is read before the application is called: a slow sender holds no thread."""
+
+    __slots__ = ("_connection", "_request", "_run", "_spool")
+
+    def __init__(self, run: Run, connection: Connection, request: Request) -> None:
+        self._run = run
+        self._connection = connection
+        self._request = request
+        self._spool = Spool()
+
+    def feed(self, content: bytes) -> None:
+        """See `connection.Sink`."""
+        self._spool.write(content)
+
+    def end(self) -> bytes | None:
+        """See `connection.Sink`."""
+        connection = self._connection
+        connection.close_if_draining()  # draining may have begun since the head came
+        return self._run(connection, self._request, self._spool.rewind())
+
+    def abort(self) -> bool:
+        """See `connection.Sink`."""
+        self._spool.close()
+        return False
+
+
+class ExpectedInput:
+    """`wsgi.input` of a client that waits for "100 Continue" (RFC 9110 10.1.1): it is told so when the application first reads.
+
+    The application runs before the body is there, so its first read waits; the loop goes on without its thread.
+    """
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self._connection = connection
+        self._request = request
+        self._spool = Spool()
+        self._file: Any = None
+        self._arrived = threading.Lock()
+        self._arrived.acquire()
+        self._aborted = False
+        self.exchange: Caller | None = None
+
+    # The sink, on the loop's thread.
+
+    def feed(self, content: bytes) -> None:
+        """See `connection.Sink`."""
+        self._spool.write(content)
+
+    def end(self) -> None:
+        """See `connection.Sink`."""
+        self._connection.defer()
+        self._arrived.release()
+
+    def abort(self) -> bool:
+        """See `connection.Sink`."""
+        self._aborted = True
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.dead = True  # the client has had its answer, or is gone
+        if self._arrived.locked():
+            self._arrived.release()
+        return exchange is not None and exchange.opened
+
+    def _ask(self) -> None:
+        connection = self._connection
+        if connection.closed:
+            self.abort()
+        else:
+            connection.read_body(connection.context.draining or not self._request.fields.keep_alive, True)
+
+    # The file, on the application's thread.
+
+    def _body(self) -> Any:
+        if self._file is None:
+            exchange = self.exchange
+            assert exchange is not None
+            if self._aborted or exchange.opened:  # 100 comes before the final status or never
+                raise ConnectionResetError("the client was not told to send the body, or did not send the whole")
+            exchange.step_down()
+            exchange.post(self._ask)
+            self._arrived.acquire()
+            if self._aborted:
+                raise ConnectionResetError("the client did not send the whole body")
+            self._file = self._spool.rewind()
+        return self._file
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As `io.BufferedIOBase.read`. `ConnectionResetError` where the body does not come."""
+        body: bytes = self._body().read(size)
+        return body
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """As `io.IOBase.readline`."""
+        line: bytes = self._body().readline(size)
+        return line
+
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
+        """As `io.IOBase.readlines`."""
+        lines: list[bytes] = self._body().readlines(hint)
+        return lines
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body())
+
+    def close(self) -> None:
+        """Give back memory or file."""
+        self._spool.close()

@@ -1,0 +1,138 @@
+"""Steering: how shares follow from loads, and that real listeners get exactly what the program says."""
+
+import contextlib
+import errno
+import socket
+
+import pytest
+
+from epollard.net import reuseport, sockets
+from epollard.net.reuseport import FINENESS, Steering, program, shares, waiting
+from harness import wait_for
+
+
+@pytest.fixture
+def group():
+    """`group(4)`: a group of so many real listeners."""
+    with contextlib.ExitStack() as stack:
+
+        def group(count):
+            (found,), _ = sockets.bind(["127.0.0.1:0"], count, 1024, "nodelay")
+            stack.callback(sockets.close, [found], [found.members])
+            return found
+
+        yield group
+
+
+@pytest.fixture
+def connect():
+    """`connect(group, 10)`: so many connections that have spoken; how many then wait at each member."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(group, count):
+            before = sum(map(waiting, group.members))
+            for _ in range(count):
+                stack.enter_context(socket.create_connection(group.address)).send(b"G")
+            wait_for(lambda: sum(map(waiting, group.members)) == before + count)
+            return [waiting(member) for member in group.members]
+
+        yield connect
+
+
+@pytest.mark.parametrize(
+    ("loads", "expected", "result"),
+    [
+        ([0, 0, 0], 100, [FINENESS] * 3),
+        ([5, None, 5], 100, [FINENESS, 0, FINENESS]),
+        ([None, None], 100, [FINENESS] * 2),  # nobody can: then they wait everywhere
+        ([100, 0], 50, [0, FINENESS]),  # fewer than would fill it up
+        ([100, 0], 300, [FINENESS // 2, FINENESS]),  # 100 more to the one, 200 to the other
+        ([10, 4, 4], 0, [0, FINENESS, FINENESS]),  # the least that is expected: 4 for each
+        ([1000, 1000, 1010], 0, [FINENESS, FINENESS, 63]),  # half of what is open is expected: a burst does no harm
+    ],
+)
+def test_shares_fill_up_the_emptiest(loads, expected, result):
+    """After the connections that are expected all loads would be even, or as even as they can become."""
+    assert shares(loads, expected) == result
+
+
+@pytest.mark.parametrize(("weights", "targets"), [([1, 0, 0, 0], [0]), ([0, 0, 0, 1], [3]), ([0, 5, 0, 3], [1, 3])])
+def test_only_who_has_a_weight_gets_connections(group, connect, weights, targets):
+    """A listener with a weight of 0 gets none of 100 connections, and each of the others some."""
+    four = group(4)
+    Steering([four]).steer(dict(zip(four.members, weights, strict=True)))
+    found = connect(four, 100)
+    assert [index for index, count in enumerate(found) if count] == targets
+    assert sum(found) == 100
+
+
+def test_connections_follow_the_weights(group, connect):
+    """Of 400 connections nine parts go to one and one part to the other, within six standard deviations."""
+    two = group(2)
+    Steering([two]).steer({two.members[0]: 9, two.members[1]: 1})
+    assert abs(connect(two, 400)[0] - 360) < 36
+
+
+def test_indices_stay_right_while_listeners_come_and_go(group, connect):
+    """The kernel moves the last listener into the hole that one leaves; who is steered to is always the one that was meant."""
+    four = group(4)
+    steered = Steering([four])
+    for leaving in 1, 0, 2, 1, 0, 3, 1:
+        four.leave(four.members[leaving])
+        four.join()
+        for meant in list(four.members):
+            steered.steer({meant: 1})
+            before = waiting(meant)
+            connect(four, 3)
+            assert waiting(meant) == before + 3
+
+
+def test_a_listener_that_others_hold_open_leaves_all_the_same(group, connect):
+    """What an application forked may hold a copy for ever: it must not go on getting connections."""
+    two = group(2)
+    with two.members[0].dup():
+        two.leave(two.members[0])
+        assert len(two.members) == 1
+        assert connect(two, 10) == [10]
+
+
+def test_the_longest_program_is_taken(group, connect):
+    """As many workers as may be configured: the kernel takes the program for all of them."""
+    two = group(2)
+    reuseport.attach(two.members[0], reuseport._ATTACH, program([0] + [1] * 1023))
+    assert len(program([1] * 1024)) // 8 <= 4096  # BPF_MAXINSNS
+    reuseport.attach(two.members[0], reuseport._ATTACH, program([0, 10**6] + [1] * 1022))
+    assert connect(two, 20)[1] >= 15  # all but those with an index that does not exist
+
+
+def test_a_kernel_that_refuses_is_left_alone(group, connect, monkeypatch, capfd):
+    """It is said once, nothing is tried again, and connections are spread by the kernel's hash."""
+    two = group(2)
+    steered = Steering([two])
+
+    def attach(listener, option, code):
+        raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+    monkeypatch.setattr(reuseport, "attach", attach)
+    for weight in range(1, 4):
+        steered.steer({two.members[0]: weight})
+    assert capfd.readouterr().err.count("new connections cannot be steered (Protocol not available)") == 1
+    assert sum(connect(two, 20)) == 20
+
+
+def test_the_same_program_is_attached_once(group, monkeypatch):
+    """Looking many times a second costs no system call where nothing has changed."""
+    two = group(2)
+    steered = Steering([two])
+    attached = []
+    monkeypatch.setattr(reuseport, "attach", lambda listener, option, code: attached.append(code))
+    for _ in range(3):
+        steered.steer({two.members[0]: 1})
+    assert len(attached) == 1
+
+
+def test_a_unix_socket_has_no_length(tmp_path):
+    """It does not say how many wait in its queue, and is asked nothing."""
+    groups, ((listener,),) = sockets.bind([f"unix:{tmp_path}/it"], 1, 16, "nodelay")
+    assert waiting(listener) == 0
+    sockets.close(groups, [[listener]])

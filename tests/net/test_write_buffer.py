@@ -1,0 +1,286 @@
+"""What waits for a client: order, bounds, who is called when there is room, and that no descriptor is left."""
+
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from epollard.net.write_buffer import FLUSH_TURN, HIGH, LOW, SENDFILE, File, WriteBuffer
+from harness import WAIT, wait_for
+
+Pair = tuple[socket.socket, socket.socket]
+pytestmark = pytest.mark.timeout(WAIT)  # what is broken here mostly never ends, and in many tests at once
+
+
+def connected(family: str) -> Pair:
+    """Our end, whose kernel takes little, and the client's."""
+    if family == "unix":
+        ours, theirs = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            theirs = socket.create_connection(listener.getsockname())
+            ours, _ = listener.accept()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    theirs.setblocking(False)
+    return ours, theirs
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """See `connected`."""
+    ours, theirs = connected(request.param)
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[bytes], int]:
+    """`file(content)`: a descriptor, which is the test's to close or to give away."""
+
+    def make(content: bytes) -> int:
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        return os.open(path, os.O_RDONLY)
+
+    return make
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def receive(pair: Pair, out: WriteBuffer) -> bytes:
+    """What is there for the client; nothing where more can be sent first."""
+    ours, theirs = pair
+    readable, writable, _ = select.select([theirs], [ours] if out.pending else [], [], 10)
+    assert readable or writable
+    return theirs.recv(1 << 20) if readable else b""
+
+
+def take(pair: Pair, out: WriteBuffer, count: int) -> bytes:
+    """What a client gets that takes all there is, until it has `count` bytes."""
+    received = bytearray()
+    while len(received) < count:
+        out.flush()
+        received += receive(pair, out)
+    return bytes(received)
+
+
+def fill(out: WriteBuffer) -> None:
+    """Flush until the kernel takes no more."""
+    while out.flush():
+        pass
+
+
+def test_bytes_and_files_in_order(pair: Pair, file: Callable[[bytes], int]):
+    """Whatever comes in pieces of any kind leaves in the order in which it came, each byte once."""
+    ours, _ = pair
+    head, content, tail = os.urandom(200_000), os.urandom(300_000), os.urandom(150_000)
+    fd = file(content)
+    out = WriteBuffer(ours, memoryview(head))
+    out.add(File(fd, 0, len(content)))
+    out.add(memoryview(tail))
+    out.add(File(file(content), 1000, 5))
+    expected = head + content + tail + content[1000:1005]
+    assert out.pending == len(expected)
+    assert take(pair, out, len(expected)) == expected
+    assert out.pending == 0
+    assert out.flush() == 0
+
+
+def test_what_the_kernel_takes_is_not_pending(pair: Pair):
+    """`flush` says how much left, and what did not is what waits."""
+    ours, _ = pair
+    data = os.urandom(1_000_000)
+    out = WriteBuffer(ours, memoryview(data))
+    moved = out.flush()
+    assert 0 < moved < len(data)
+    assert out.pending == len(data) - moved
+    fill(out)
+    assert take(pair, out, len(data)) == data
+
+
+def test_a_file_never_blocks(pair: Pair, file: Callable[[bytes], int]):
+    """A socket that was blocking is not when a file is sent through it, though sendfile(2) has no flag for that."""
+    ours, _ = pair
+    ours.setblocking(True)
+    out = WriteBuffer(ours, File(file(bytes(5_000_000)), 0, 5_000_000))
+    fill(out)  # comes back
+    assert out.pending
+    out.close()
+
+
+class Greedy:
+    """A socket whose kernel takes all, as of a client on the same machine that is as fast as we are."""
+
+    def __init__(self) -> None:
+        self.own, self.other = socket.socketpair()
+        self.calls = 0
+
+    def fileno(self) -> int:
+        return self.own.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self.own.setblocking(flag)
+
+    def send(self, data: memoryview, flags: int) -> int:
+        self.calls += 1
+        return len(data)
+
+
+def test_a_turn_has_an_end(monkeypatch: pytest.MonkeyPatch, file: Callable[[bytes], int]):
+    """Who takes all that it is given gets so much of a turn, and is told apart from who takes no more."""
+    greedy = Greedy()
+    with greedy.own, greedy.other:
+        small = FLUSH_TURN // 4
+        out = WriteBuffer(greedy, memoryview(bytes(small)))
+        for _ in range(9):
+            out.add(memoryview(bytes(small)))
+        assert [out.flush() for _ in range(4)] == [FLUSH_TURN, FLUSH_TURN, 2 * small, 0]
+        assert greedy.calls == 10
+
+        counts: list[int] = []
+        monkeypatch.setattr(os, "sendfile", lambda sock, fd, offset, count: counts.append(count) or count)
+        size = FLUSH_TURN + SENDFILE + 1
+        out = WriteBuffer(greedy, File(file(b""), 0, size))
+        assert out.flush() == FLUSH_TURN
+        assert out.pending == SENDFILE + 1
+        assert counts == [SENDFILE] * (FLUSH_TURN // SENDFILE)
+        assert out.flush() == SENDFILE + 1
+
+
+def test_full_is_above_high(pair: Pair):
+    """Exactly `HIGH` bytes are still welcome."""
+    out = WriteBuffer(pair[0], memoryview(bytes(HIGH)))
+    assert not out.full
+    out.add(memoryview(b"x"))
+    assert out.full
+
+
+def test_who_waits_for_room_is_called_once(pair: Pair):
+    """At once where little waits, else as soon as no more than `LOW` do, in order, and then never again."""
+    ours, _ = pair
+    called: list[str] = []
+    out = WriteBuffer(ours, memoryview(bytes(LOW)))
+    out.call_when_drained(lambda: called.append("at once"))
+    assert called == ["at once"]
+    out.add(memoryview(bytes(1_000_000)))
+    out.call_when_drained(lambda: called.append("first"))
+    out.call_when_drained(lambda: called.append("second"))
+    while out.pending > LOW:
+        assert called == ["at once"]
+        out.flush()
+        receive(pair, out)
+    assert called == ["at once", "first", "second"]
+    while out.pending:
+        out.flush()
+        receive(pair, out)
+    out.close()
+    assert called == ["at once", "first", "second"]
+
+
+def test_who_is_called_may_add_and_wait_again(pair: Pair):
+    """A callback that makes more, and waits for room again, is called again when there is, and not before."""
+    ours, _ = pair
+    called: list[int] = []
+
+    def more() -> None:
+        called.append(out.pending)
+        if len(called) < 3:
+            out.add(memoryview(bytes(HIGH)))
+            out.call_when_drained(more)
+
+    out = WriteBuffer(ours, memoryview(bytes(HIGH)))
+    out.call_when_drained(more)
+    take(pair, out, 3 * HIGH)
+    assert len(called) == 3
+    assert max(called) <= LOW
+    assert out.pending == 0
+
+
+def test_no_descriptor_is_left(pair: Pair, file: Callable[[bytes], int]):
+    """A file is closed with its last byte; what was not sent, or not whole, with the queue, which then wakes who waits."""
+    ours, _ = pair
+    sent, begun, never = (file(bytes(1_000_000)) for _ in range(3))
+    called: list[str] = []
+    out = WriteBuffer(ours, File(sent, 0, 10))
+    out.add(File(begun, 0, 1_000_000))
+    out.add(File(never, 0, 1_000_000))
+    out.call_when_drained(lambda: called.append("gone"))
+    fill(out)
+    assert [is_open(fd) for fd in (sent, begun, never)] == [False, True, True]
+    other = os.open("/dev/null", os.O_RDONLY)  # gets the number that is free: closing twice would close it
+    assert other == sent
+    assert called == []
+    out.close()
+    assert called == ["gone"]
+    assert [is_open(fd) for fd in (begun, never)] == [False, False]
+    assert is_open(other)
+    os.close(other)
+
+
+def test_a_file_that_has_shrunk_is_an_error(pair: Pair, file: Callable[[bytes], int], tmp_path: Path):
+    """What was promised cannot be sent: nobody waits for it for ever."""
+    ours, _ = pair
+    fd = file(bytes(1000))
+    out = WriteBuffer(ours, File(fd, 0, 2000))
+    with pytest.raises(OSError, match="shorter"):
+        fill(out)
+    out.close()
+    assert not is_open(fd)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "file"])
+def test_a_client_that_is_gone_is_an_error(pair: Pair, file: Callable[[bytes], int], kind: str):
+    """The kernel's word for it reaches whoever flushes; the queue still lets go of its files."""
+    ours, theirs = pair
+    fd = file(bytes(5_000_000))
+    out = WriteBuffer(ours, memoryview(bytes(5_000_000)) if kind == "bytes" else File(fd, 0, 5_000_000))
+    if kind == "bytes":
+        out.add(File(fd, 0, 5_000_000))
+    fill(out)
+    theirs.close()  # with bytes unread: a reset
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        fill(out)
+    out.close()
+    assert not is_open(fd)
+
+
+def test_progress_is_what_the_client_takes():
+    """Of what the kernel holds for it: since something was sent, or this was asked. Our sending is none."""
+    ours, theirs = connected("unix")
+    with ours, theirs:
+        out = WriteBuffer(ours, memoryview(bytes(2_000_000)))
+        fill(out)
+        assert not out.moves()
+        assert len(theirs.recv(1 << 20)) > 65536
+        assert out.moves()
+        assert not out.moves()
+        fill(out)
+        assert not out.moves()
+        theirs.recv(1 << 20)
+        out.moves()
+        assert out.flush()
+        theirs.recv(65536)  # much less than was just sent
+        assert out.moves()
+
+
+def test_progress_before_there_is_room():
+    """A TCP client that takes a little moves, whether there is room to send more already or not."""
+    ours, theirs = connected("tcp")
+    with ours, theirs:
+        out = WriteBuffer(ours, memoryview(bytes(20_000_000)))
+        fill(out)
+        wait_for(lambda: not fill(out) and not out.moves())  # what is on the way into the client's own buffer moves without it
+        taken = 0
+        while not out.moves():
+            taken += len(theirs.recv(1000))
+        assert taken < 10_000_000
+        wait_for(lambda: not out.moves())

@@ -1,0 +1,507 @@
+"""Heads and bodies of requests: every row of `requests/`, however it comes. No socket, no server."""
+
+import ast
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+import corpus
+from corpus import MORE, Found, Refused, Row
+from epollard.protocol import request
+from epollard.protocol.request import (
+    CACHED_BYTES,
+    CACHED_ENTRIES,
+    CHUNK_LINE,
+    COMPILE_AFTER,
+    EXTENSION_BYTES,
+    SEEN_ENTRIES,
+    TRAILER_BYTES,
+    ChunkedBody,
+    HeadReader,
+    LengthBody,
+    ProtocolError,
+)
+
+VALID = corpus.rows("valid")
+INVALID = corpus.rows("invalid")
+
+BEHIND = (b"GET /next HTTP/1.1\r\nHost: b\r\n\r\n", b"\r\n\r\n", b"\n", b"5\r\nhello\r\n0\r\n\r\n")
+SIZES = (0, 1, 3)
+LONG = 2_000  # bytes: rows over it come in pieces of a packet's size, not byte by byte
+
+
+@pytest.fixture(scope="module")
+def warm() -> HeadReader:
+    """A reader that has seen every row."""
+    warm = corpus.reader()
+    for row in VALID + INVALID:
+        corpus.feed(warm, [row.data])
+    return warm
+
+
+def sizes(data: bytes) -> tuple[int, ...]:
+    return SIZES if len(data) < LONG else (0, 1460)
+
+
+def ways(row: Row) -> list[tuple[int, bytes]]:
+    """Sizes of pieces, and what comes behind."""
+    alone = [(size, b"") for size in sizes(row.data)]
+    return alone if row.outcome == MORE else alone + [(0, behind) for behind in BEHIND]
+
+
+@pytest.mark.parametrize("row", VALID, ids=str)
+def test_good_requests_are_understood(row: Row, warm: HeadReader):
+    """A request says the same however it comes and whatever came before it; what comes behind it is left alone."""
+    for size, behind in ways(row):
+        cold = corpus.reader()
+        for reader in (warm, cold) if behind else (warm, cold, cold):
+            found = corpus.feed(reader, corpus.pieces(row.data + behind, size))
+            assert isinstance(found, Found), (found, size, behind)
+            assert found.facts | row.outcome == found.facts, (size, behind)
+            assert found.rest == behind, size
+
+
+@pytest.mark.parametrize("row", INVALID, ids=str)
+def test_bad_requests_are_refused(row: Row, warm: HeadReader):
+    """A refusal has one status, however the request comes and whatever came before it; nothing behind it mends it."""
+    for size, behind in ways(row):
+        cold = corpus.reader()
+        for reader in (warm, cold) if behind else (warm, cold, cold):
+            found = corpus.feed(reader, corpus.pieces(row.data + behind, size))
+            if row.outcome == MORE:
+                assert found is None, size
+            else:
+                assert isinstance(found, Refused), (found, size, behind)
+                assert found.status == row.outcome, (found, size, behind)
+
+
+EARLY = [
+    ("request line without an end", b"GET /" + b"a" * 8200, 414),
+    ("method without an end", b"A" * 8200, 414),
+    ("fields without an end", b"GET / HTTP/1.1\r\nX: " + b"a" * 65536, 431),
+    ("first byte of TLS", b"\x16", 400),
+    ("first byte of no method", b"<", 400),
+    ("first byte behind an empty line", b"\r\n\x16", 400),
+    ("byte behind a CR", b"\rG", 400),
+    ("LF behind the request line", b"GET / HTTP/1.1\n", 400),
+    ("LF behind a field, and no more", b"GET / HTTP/1.1\r\nHost: a\n\n", 400),
+    ("bad method", b"G(T / HTTP/1.1\r\n", 400),
+    ("bad target", b"GET a HTTP/1.1\r\n", 400),
+    ("long bad method", b"M" * 33 + b" / HTTP/1.1\r\n", 501),
+    ("method of a proxy", b"CONNECT a:1 HTTP/1.1\r\n", 501),
+    ("no version", b"GET /\r\n", 400),
+    ("version", b"GET / HTTP/2.0\r\n", 505),
+    ("version of a request behind an empty line", b"\r\nGET / HTTP/2.0\r\n", 505),
+    ("preface of HTTP/2", b"PRI * HTTP/2.0\r\n", 505),
+    ("LF behind a chunk's size", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\n", 400),
+    ("LF behind a trailer", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: a\n", 400),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "status"), EARLY, ids=[row[0] for row in EARLY])
+def test_what_cannot_become_good_is_refused_at_once(name: str, data: bytes, status: int, warm: HeadReader):
+    """Nobody waits for a deadline to hear that a head is bad, where its first line or its size says so."""
+    for size, reader in itertools.product((0, 1 if len(data) < LONG else 1460), (corpus.reader(), warm)):
+        found = corpus.feed(reader, corpus.pieces(data, size))
+        assert isinstance(found, Refused), size
+        assert found.status == status, size
+
+
+def test_rows_have_names_of_their_own():
+    """A row that fails is found by its name, and none stands twice."""
+    names = [row.name for row in VALID + INVALID]
+    assert len(set(names)) == len(names)
+    assert len({row.data for row in VALID + INVALID}) == len(names)
+
+
+def test_a_request_is_found_where_the_last_one_ended():
+    """What lies before the start is not looked at, good or bad."""
+    reader = corpus.reader()
+    for row, before in itertools.product(VALID, (b"GET /a HTTP/1.1\r\n\r\n", b"\n", b"\r", b"x\r\n")):
+        found = corpus.reader().read(before + row.data, len(before))
+        alone = reader.read(row.data)
+        assert found is not None
+        assert alone is not None
+        assert (corpus.facts(found), found.size) == (corpus.facts(alone), alone.size), (row, before)
+
+
+def test_every_refusal_has_a_row():
+    """No line of request.py refuses anything for a reason that no row gives; and no reason quotes its peer."""
+    source = ast.parse(Path(request.__file__).read_text("utf-8"))
+    refusals = {
+        node.lineno
+        for node in ast.walk(source)
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "ProtocolError"
+    }
+    seen = set()
+    for row in INVALID:
+        for size in sizes(row.data)[:2]:
+            for line, reason in _refusals(row, size):
+                seen.add(line)
+                assert reason.isascii()
+                assert reason.isprintable()
+                assert len(reason) < 50
+    assert seen == refusals, f"lines of request.py that no row reaches: {sorted(refusals - seen)}"
+
+
+def _refusals(row: Row, size: int):
+    buffer = b""
+    head = None
+    body = None
+    reader = corpus.reader()
+    try:
+        for piece in corpus.pieces(row.data, size):
+            buffer += piece
+            if head is None:
+                head = reader.read(buffer)
+                if head is not None and head.fields.chunked:
+                    buffer = buffer[head.size :]
+                    body = ChunkedBody(corpus.MAX_BODY)
+            if body is not None:
+                body.feed(buffer)
+                buffer = b""
+    except ProtocolError as error:
+        trace = error.__traceback__
+        while trace.tb_next is not None:
+            trace = trace.tb_next
+        yield trace.tb_lineno, error.reason
+
+
+# --- Limits ----------------------------------------------------------------------------------------------------------
+
+
+def outcome(data: bytes, size: int, limits=(64, 4, 128), limit: int = 10, warmer: bytes = b"") -> int | None:
+    """The status of the refusal, 200 where it is none, None where more is needed."""
+    reader = HeadReader(*limits)
+    if warmer:
+        assert reader.read(warmer)
+    found = corpus.feed(reader, corpus.pieces(data, size), limit)
+    return found.status if isinstance(found, Refused) else found and 200
+
+
+LINE = b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n"
+BLOCK = b"GET / HTTP/1.1\r\nHost: a\r\nX: %s\r\n\r\n"
+BODY = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+BOUNDARIES = [
+    ("request line", LINE % (b"a" * (64 - 14)), 200),
+    ("request line and a byte", LINE % (b"a" * (64 - 13)), 414),
+    ("request line and the length of a version", LINE % (b"a" * (64 - 5)), 414),
+    ("request line behind an empty line", b"\r\n" + LINE % (b"a" * (64 - 14)), 200),
+    ("request line and a byte behind an empty line", b"\r\n" + LINE % (b"a" * (64 - 13)), 414),
+    ("request line and CR without an end", (LINE % (b"a" * (64 - 14)))[:65], None),
+    ("request line and a byte without an end", b"GET /" + b"a" * 61, 414),
+    ("fields", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 3 + b"\r\n", 200),
+    ("fields and one", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 4 + b"\r\n", 431),
+    ("bytes of fields", BLOCK % (b"a" * (128 - 14)), 200),
+    ("bytes of fields and one", BLOCK % (b"a" * (128 - 13)), 431),
+    ("bytes of fields and CR without an end", (BLOCK % (b"a" * (128 - 14)))[:-1], None),
+    ("bytes of fields and two without an end", b"GET / HTTP/1.1\r\n" + b"a" * 130, 431),
+    ("body", BODY + b"5\r\nhello\r\n5\r\nhello\r\n0\r\n\r\n", 200),
+    ("body and a byte", BODY + b"5\r\nhello\r\n6\r\nhello!\r\n0\r\n\r\n", 413),
+    ("size line", BODY + b"5;%s\r\nhello\r\n0\r\n\r\n" % (b"a" * (CHUNK_LINE - 2)), 200),
+    ("size line and a byte", BODY + b"5;%s\r\nhello\r\n0\r\n\r\n" % (b"a" * (CHUNK_LINE - 1)), 400),
+    ("size line and CR without an end", BODY + b"5;%s\r" % (b"a" * (CHUNK_LINE - 2)), None),
+    ("trailer", BODY + b"0\r\nX:%s\r\n\r\n" % (b"a" * (TRAILER_BYTES - 4)), 200),
+    ("trailer and a byte", BODY + b"0\r\nX:%s\r\n\r\n" % (b"a" * (TRAILER_BYTES - 1)), 431),
+    ("trailers", BODY + b"0\r\n" + b"X:aaaa\r\n" * (TRAILER_BYTES // 8) + b"\r\n", 200),
+    ("trailers and a byte", BODY + b"0\r\n" + b"X:aaaa\r\n" * (TRAILER_BYTES // 8) + b"Y\r\n\r\n", 431),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "status"), BOUNDARIES, ids=[row[0] for row in BOUNDARIES])
+def test_limits_are_exact(name: str, data: bytes, status: int | None):
+    """What is as long as its limit passes, a byte more does not, in one piece or byte by byte, with the caches cold or warm."""
+    warmers = [b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"]
+    for size, warmer in itertools.product((0, 1) if len(data) < 4000 else (0, 251), warmers):
+        assert outcome(data, size, warmer=warmer) == status, (size, warmer)
+
+
+# --- What must not become slow ---------------------------------------------------------------------------------------
+
+
+def test_extensions_may_not_outweigh_the_body():
+    """Extensions of a body's own size are borne, an endless stream of them for a small body is not (RFC 9112 7.1.1)."""
+    fair = ChunkedBody(10**6)
+    assert fair.feed(b"40;%s\r\n%s\r\n" % (b"a" * 60, b"b" * 64) * 1000) == b"b" * 64000
+    line = b"1;%s\r\nb\r\n" % (b"a" * 63)  # 63 bytes more than the body, each time
+    times, last = divmod(EXTENSION_BYTES, 63)
+    body = ChunkedBody(10**6)
+    assert body.feed(line * times) == b"b" * times
+    assert body.feed(b"1;%s\r\nb\r\n" % (b"a" * last)) == b"b"
+    with pytest.raises(ProtocolError, match="400, 'chunk extensions"):
+        body.feed(b"1;a\r\n")
+
+
+def seconds(call) -> float:
+    """CPU time, the least of three runs."""
+    times = []
+    for _ in range(3):
+        start = time.thread_time()
+        call()
+        times.append(time.thread_time() - start)
+    return min(times)
+
+
+SLOW = [
+    ("a line that comes byte by byte", b"GET /" + b"a" * 2000, 1),
+    ("a line that cannot be remembered, byte by byte", b"GET /" + b"a" * 4000 + b" HTTP/1.1\r\n" + b"X: a\r\n" * 300, 1),
+    ("fields that come byte by byte", b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 500, 1),
+    ("many one-byte chunks", BODY + b"1\r\na\r\n" * 3000, 0),
+    ("many one-byte chunks, byte by byte", BODY + b"1\r\na\r\n" * 800, 1),
+    ("trailers byte by byte", BODY + b"0\r\n" + b"X: a\r\n" * 500, 1),
+    ("a host of escapes that is bad at its end", b"GET / HTTP/1.1\r\nHost: " + b"%41" * 20000 + b"@\r\n\r\n", 0),
+    ("a host of colons", b"GET / HTTP/1.1\r\nHost: [%s]\r\n\r\n" % (b":" * 60000), 0),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "size"), SLOW, ids=[row[0] for row in SLOW])
+def test_no_byte_is_dear(name: str, data: bytes, size: int):
+    """Nothing that a stranger sends costs more than a few microseconds a byte: it cannot cost more to read than to send."""
+    limit = 20e-6 if size else 2e-6
+    assert seconds(lambda: corpus.feed(corpus.reader(), corpus.pieces(data, size))) < limit * len(data) + 2e-3
+
+
+def test_no_byte_of_a_long_head_is_dear():
+    """Nor is one that comes behind 50,000 others, of a client whose last head made an expression that would read them all."""
+    reader = corpus.reader()
+    for number in range(COMPILE_AFTER):
+        last = reader.read(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+    assert last is not None
+    begun, more = b"GET / HTTP/1.1\r\nHost: " + b"a" * 50_000, 10_000
+    pieces = [begun, *[b"a"] * more]
+    assert seconds(lambda: corpus.feed(reader, pieces, last=last.fields)) < 20e-6 * more + 2e-3
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_repeated_is_judged_once():
+    """The same request line and the same names of fields are the same objects, each on its own; so is a whole head."""
+    reader = corpus.reader()
+    first = reader.read(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n")
+    second = reader.read(b"GET /a HTTP/1.1\r\nHost: b\r\n\r\n")
+    third = reader.read(b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert first.line is second.line
+    assert first.line is not third.line
+    assert first.fields.shape is second.fields.shape is third.fields.shape
+    again = [reader.read(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(3)]
+    assert again[0] is not first  # what comes once is not kept
+    assert again[0] is again[1] is again[2]
+
+
+def test_many_heads_with_the_same_names_make_an_expression():
+    """Then a client's next head is read by it, whatever the values; what it does not read is read as ever."""
+    reader = corpus.reader()
+    last = None
+    for number in range(COMPILE_AFTER):
+        assert last is None or last.shape.match("GET / HTTP/1.1\r\nHost: a\r\nx: 1\r\n\r\n") is None
+        found = reader.read(b"GET /%d HTTP/1.1\r\nHost: a\r\nx: %d\r\n\r\n" % (number, number), 0, last)
+        assert found is not None
+        last = found.fields
+    assert last is not None
+    shape = last.shape
+    assert shape.match("GET / HTTP/1.1\r\nHost: a\r\nx: 1\r\n\r\n")
+    for value in b"y", b" y ", b"\xe9", b"":
+        found = reader.read(b"POST /?q HTTP/1.1\r\nHost:b:80\r\nx:%b\r\n\r\n" % value, 0, last)
+        assert found is not None
+        assert found.fields.shape is shape
+        assert found.fields.items == [("host", "b:80"), ("x", value.decode("latin-1").strip(" "))]
+    assert shape.match("GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\n") is None
+
+
+def test_nothing_known_of_a_client_changes_a_judgement():
+    """Every row, read with what is known of the client that sent every good row: the same facts, the same refusals.
+
+    What is known is the names of fields, so one client of each sequence of them will do, and whole fields where a row has them.
+    """
+    known = [corpus.expert(row.data) for row in VALID if len(row.data) < LONG]
+    of_names = {(expert.version, expert.shape.names): expert for expert in known}.values()
+    texts = [row.data.decode("latin-1") for row in VALID]
+    assert sum(expert.shape.match(text) is not None for expert in of_names for text in texts) > len(of_names)
+    of_fields = 0
+    for row in VALID + INVALID:
+        plain = corpus.feed(corpus.reader(), [row.data])
+        same = [expert for expert in known if row.data.endswith(expert.block)]
+        of_fields += len(same)
+        for expert in (*of_names, *same, *(expert.shape.bare for expert in of_names)):
+            for before in b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n":
+                assert corpus.feed(corpus.reader(), [row.data], last=expert, before=before) == plain, (row, expert.shape.names)
+    assert of_fields > len(known)
+
+
+def test_what_stands_for_long_fields_has_none_of_them():
+    """It is there where an expression is, and knows that one and nothing that was sent."""
+    reader = corpus.reader()
+    for number in range(COMPILE_AFTER + 1):
+        found = reader.read(b"GET / HTTP/1.1\r\nHost: a\r\nX: %d\r\n\r\n" % number)
+        assert found is not None
+        shape = found.fields.shape
+        assert (shape.bare is not None) == (number >= COMPILE_AFTER - 1)
+    assert shape.bare is not None
+    assert shape.bare.shape is shape
+    assert shape.bare.items == [("host", ""), ("x", "")]
+    assert shape.bare.block == b""
+
+
+def test_a_client_that_sends_its_fields_again_is_read_by_its_request_line():
+    """The fields are the same object, whatever the request line; they are not kept where they are too long."""
+    reader = corpus.reader()
+    block = b" HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n"
+    first = reader.read(b"GET /first" + block)
+    assert first is not None
+    assert not first.fields.again
+    for line in b"GET /second", b"DELETE /third?x", b"GET /second":
+        found = reader.read(line + block, 0, first.fields)
+        assert found is not None
+        assert found.fields is first.fields
+        assert found.fields.again
+        assert (found.line.method, found.line.target) == tuple(line.decode().split(" "))
+        assert found.size == len(line + block)
+    long = reader.read(b"GET / HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n" % (b"y" * CACHED_BYTES))
+    assert long is not None
+    assert long.fields.block == b""
+
+
+BEFORE_FIELDS = [
+    b"GET /other",
+    b"HEAD /other?q",
+    b"OPTIONS *",
+    b"GET http://b:1/x",
+    b"CONNECT b:1",
+    b"\r\nGET /",
+    b"",
+    b" ",
+    b"GET",
+    b"GET ",
+    b" /",
+    b"GET  /",
+    b"GET / x",
+    b"GET /#x",
+    b"GET /\x01",
+    b"GET /\xe9",
+    b"G\xe9T /",
+    b"G@T /",
+    b"GET x",
+    b"GET *",
+    b"GET /\r\n",
+    b"GET /\n",
+    b"GET / HTTP/1.1\r\nEvil: yes\r\nX:",
+    b"GET / HTTP/1.1\r\nEvil: yes\r\n",
+    b"GET / HTTP/1.1\r\nHost: b\r\n\r\nGET /",
+    b"GET / HTTP/1.0\r\n\r\nGET /",
+    b"POST / HTTP/1.1\r\nHost: b\r\nContent-Length: 3\r\n\r\nabc",
+    b"GET /" + b"x" * 8200,
+    b"GET /" + b"x" * 8170,
+    b"X" * 33 + b" /",
+]
+
+
+@pytest.mark.parametrize("before", BEFORE_FIELDS, ids=repr)
+def test_whatever_stands_before_known_fields_is_judged(before):
+    """What ends with the fields of its client's last head need not be a head with these fields."""
+    for row in VALID:
+        if len(row.data) < LONG:
+            expert = corpus.expert(row.data)
+            data = before + expert.block
+            plain = corpus.feed(corpus.reader(), [data])
+            reader = corpus.reader()
+            assert corpus.feed(reader, [data], last=expert) == plain
+            assert corpus.feed(reader, [data], last=expert) == plain  # its request line is known now
+
+
+def test_absolute_form_leaves_the_remembered_fields_alone():
+    """Whose Host was replaced is not who comes next with the same fields."""
+    reader = corpus.reader()
+    fields = b" HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n"
+    for target, host in (b"/", "a"), (b"http://b/", "b"), (b"/", "a"), (b"http://c/", "c"), (b"http://b/", "b"):
+        found = reader.read(b"GET " + target + fields)
+        assert found is not None
+        assert found.fields.host == host
+        assert found.fields.items == [("host", host), ("x", "y")]
+        assert found.fields.shape.memo in (None, [name for name, _ in found.fields.items])
+        found.fields.shape.memo = ["host", "x"]
+
+
+def test_usual_requests_are_those_that_need_no_second_look():
+    """What may be answered without a look: no body, nothing asked of the server, and the connection goes on."""
+    reader = corpus.reader()
+    usual = 0
+    for row in VALID:
+        assert reader.read(row.data)
+        assert row.data not in reader.known  # what comes once is not remembered
+        found = reader.read(row.data)
+        assert found is not None
+        head = row.data[: found.size]
+        assert reader.known.get(head) is (found if len(head) <= CACHED_BYTES else None), row
+        facts = corpus.facts(found)
+        plain = facts["version"] == "1.1" and facts["method"] != "HEAD" and facts["target"] != "*"
+        assert found.usual == (plain and facts["keep_alive"] and not facts["framed"]), row
+        usual += found.usual
+    assert 20 < usual < len(VALID) - 20
+
+
+def test_strangers_fill_no_memory():
+    """The caches hold so many entries and no long ones, whatever comes, and what comes once is kept by none."""
+    reader = corpus.reader()
+    caches = (reader.known, reader._lines, reader._hosts, reader._shapes)
+    most = [0] * len(caches)
+    for number in range(3 * CACHED_ENTRIES):
+        for size in (1, CACHED_BYTES + 1) if number % 8 == 0 else (1,):
+            name = b"x" * size
+            head = b"GET /%d%s HTTP/1.1\r\nHost: h%d%s\r\nX%d%s: a\r\n\r\n" % (number, name, number, name, number, name)
+            assert reader.read(head)
+            assert head not in reader.known
+            assert reader.read(head)
+        most = [max(one, len(cache)) for one, cache in zip(most, caches, strict=True)]
+    assert most == [CACHED_ENTRIES] * len(caches)
+    assert all(max(map(len, cache)) <= CACHED_BYTES for cache in caches[:-1])
+    assert max(sum(map(len, names)) for names in reader._shapes) <= CACHED_BYTES
+    for number in range(2 * SEEN_ENTRIES):
+        assert reader.read(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+        assert len(reader._seen) <= SEEN_ENTRIES
+
+
+def test_a_part_of_a_head_empties_no_cache():
+    """A client that sends its head in many pieces does not cost the others what is remembered for them."""
+    reader = corpus.reader()
+    for number in range(CACHED_ENTRIES):
+        assert reader.read(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+    kept = dict(reader._lines)
+    assert reader.read(b"GET /7 HTTP/1.1\r\nHost: a\r\n") is None
+    assert reader._lines == kept
+
+
+# --- Bodies by themselves --------------------------------------------------------------------------------------------
+
+
+def test_a_body_of_known_length_is_not_copied():
+    """What is all body is handed on as it came; a body ends where it ends, and the rest is the next request's."""
+    body = LengthBody(10)
+    data = b"hello"
+    assert body.feed(data) is data
+    assert not body.done
+    assert body.feed(b"worldGET") == b"world"
+    assert body.done
+    assert body.rest == b"GET"
+    exact = LengthBody(5)
+    assert exact.feed(data) is data
+    assert (exact.done, exact.rest) == (True, b"")
+
+
+def test_a_body_of_length_nothing_is_done():
+    """Nobody waits for a byte that will not come."""
+    assert LengthBody(0).done
+    assert not LengthBody(1).done
+
+
+def test_a_chunk_is_handed_on_before_it_is_whole():
+    """A large chunk is not kept in memory until its end."""
+    body = ChunkedBody(10**9)
+    assert body.feed(b"3b9aca00\r\nhello") == b"hello"
+    assert body.feed(b"world") == b"world"
+    assert not body.done

@@ -1,0 +1,282 @@
+"""Heads of responses: rows of what an application may say and what is sent of it. No socket, no server."""
+
+import enum
+import time
+
+import pytest
+
+from epollard.protocol import response
+from epollard.protocol.response import CACHED_BYTES, CACHED_ENTRIES, Head, HeadError
+
+SERVER = "Server: epollard\r\n"
+
+
+def lines(head: Head) -> str:
+    return head.lines.decode("latin-1")
+
+
+GOOD = [
+    ("200 OK", [], "HTTP/1.1 200 OK\r\n" + SERVER),
+    ("200", [], "HTTP/1.1 200 \r\n" + SERVER),
+    ("200 ", [], "HTTP/1.1 200 \r\n" + SERVER),
+    ("599 Caf\xe9\t!", [], "HTTP/1.1 599 Caf\xe9\t!\r\n" + SERVER),
+    ("999 Whatever", [], "HTTP/1.1 999 Whatever\r\n" + SERVER),
+    ("200 OK", [("X-A", "b"), ("x-a", "")], "HTTP/1.1 200 OK\r\nX-A: b\r\nx-a: \r\n" + SERVER),
+    (
+        "200 OK",
+        [("!#$%&'*+-.^_`|~09AZaz", "a\tb\x80\xff~ ")],
+        "HTTP/1.1 200 OK\r\n!#$%&'*+-.^_`|~09AZaz: a\tb\x80\xff~ \r\n" + SERVER,
+    ),
+    ("200 OK", [("Set-Cookie", "a"), ("Set-Cookie", "b")], "HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n" + SERVER),
+    ("200 OK", [("server", "mine")], "HTTP/1.1 200 OK\r\nserver: mine\r\n"),
+    ("200 OK", [("Content-Length", "5")], "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n" + SERVER),
+    ("200 OK", [("Content-Length", "5"), ("content-length", "5")], "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n" + SERVER),
+    ("304 Not Modified", [("Content-Length", "5")], "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n" + SERVER),
+    ("204 No Content", [("Content-Length", "0")], "HTTP/1.1 204 No Content\r\n" + SERVER),
+    ("200 OK", [("Transfer-Encoding", "chunked"), ("Keep-Alive", "1"), ("TE", "a")], "HTTP/1.1 200 OK\r\n" + SERVER),
+    ("200 OK", [("Trailer", "a"), ("Upgrade", "a"), ("Proxy-Connection", "a")], "HTTP/1.1 200 OK\r\n" + SERVER),
+    ("407 Who", [("Proxy-Authenticate", "Basic")], "HTTP/1.1 407 Who\r\n" + SERVER),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "sent"), GOOD)
+def test_what_is_sent(status: str, headers: list[tuple[str, str]], sent: str):
+    """Status and headers as the application gave them, in order, but for what belongs to the connection."""
+    assert lines(response.head(status, headers)) == sent
+
+
+FACTS = [
+    ("200 OK", [], {"code": 200, "length": None, "close": False, "dated": False, "bodiless": False, "plain": True}),
+    ("404 No", [("Content-Length", "12")], {"code": 404, "length": 12, "plain": True}),
+    ("200 OK", [("content-length", "007")], {"length": 7}),
+    ("200 OK", [("Content-Length", "9" * 18)], {"length": 10**18 - 1}),
+    ("204 No Content", [], {"code": 204, "bodiless": True, "plain": False}),
+    ("304 Not Modified", [("Content-Length", "5")], {"code": 304, "bodiless": True, "length": 5, "plain": False}),
+    ("205 Reset", [], {"bodiless": False, "plain": True}),
+    ("200 OK", [("Date", "yesterday")], {"dated": True, "plain": False}),
+    ("200 OK", [("Connection", "Close")], {"close": True, "plain": False}),
+    ("200 OK", [("connection", "upgrade, close")], {"close": True, "plain": False}),
+    ("200 OK", [("connection", "close"), ("Connection", "x")], {"close": True, "plain": False}),
+    ("200 OK", [("Connection", "keep-alive")], {"close": False, "plain": True}),
+    ("200 OK", [("Connection", "clos")], {"close": False, "plain": True}),
+    ("200 OK", [("X", "close"), ("Keep-Alive", "close")], {"close": False, "plain": True}),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "facts"), FACTS)
+def test_what_is_known_of_it(status: str, headers: list[tuple[str, str]], facts: dict[str, object]):
+    """What decides framing and the end of the connection is read from what the application said."""
+    head = response.head(status, headers)
+    assert {name: getattr(head, name) for name in facts} == facts
+
+
+BAD = [
+    *[
+        (status, [], "bad status")
+        for status in (
+            "",
+            " ",
+            "OK",
+            "20 OK",
+            "2000 OK",
+            "200OK",
+            " 200 OK",
+            "0200 OK",
+            "099 OK",
+            "-200 OK",
+            "2_0 OK",
+            "200\tOK",
+            "\u0662\u0660\u0660 OK",
+        )
+    ],
+    *[(status, [], "not a final status") for status in ("100 Continue", "101 Switching Protocols", "103 Early Hints", "199 x")],
+    *[
+        ("200 OK", [(name, "a")], "bad header name")
+        for name in ("", " ", "X Y", "X:", ":", "X\t", "caf\xe9", "(x)", "x/y", "x=y", '"x"', "[x]", "{x}", "x@y")
+    ],
+    *[
+        ("200 OK", [("Content-Length", value)], "bad Content-Length")
+        for value in ("", " 5", "5 ", "+5", "-5", "0x5", "5_0", "5,5", "5.0", "\xb2", "9" * 19)
+    ],
+    ("200 OK", [("Content-Length", "5"), ("Content-Length", "6")], "bad Content-Length"),
+    ("204 No Content", [("Content-Length", "x")], "bad Content-Length"),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "reason"), BAD)
+def test_what_is_never_sent(status: str, headers: list[tuple[str, str]], reason: str):
+    """What would let a value end its line, or a length mislead whoever frames by it, is an error, each time."""
+    for _ in range(2):
+        with pytest.raises(HeadError, match=reason) as caught:
+            response.head(status, headers)
+        assert str(caught.value).isprintable()
+
+
+BREAKS = [
+    "\r\n",
+    "\r\nX: y",
+    "\r\n\r\n<html>",
+    *map(chr, range(9)),
+    *map(chr, range(10, 32)),
+    "\x7f",
+    "\u0100",
+    "\u2028",
+    "\u560a",
+]
+PLACES = [
+    ("200 O{}K", "X", "a"),
+    ("200 OK{}", "X", "a"),
+    ("{}200 OK", "X", "a"),
+    ("200 OK", "X{}", "a"),
+    ("200 OK", "{}X", "a"),
+    ("200 OK", "X", "a{}b"),
+    ("200 OK", "X", "a{}"),
+    ("200 OK", "X", "{}a"),
+    ("200 OK", "Connection", "close{}"),
+    ("200 OK", "Content-Length", "5{}"),
+    ("{}", "X", "a"),
+    ("200 OK", "{}", "a"),
+    ("200 OK", "X", "{}"),
+]
+
+
+@pytest.mark.parametrize(("status", "name", "value"), PLACES)
+def test_no_line_is_ended_by_a_value(status: str, name: str, value: str):
+    """Line ends, NUL, other controls and what is no byte at all: nowhere in a head, before, in and behind what is good."""
+    for text in BREAKS:
+        with pytest.raises(HeadError) as caught:
+            response.head(status.format(text), [("Good", "good"), (name.format(text), value.format(text))])
+        assert str(caught.value).isprintable()
+
+
+MISTYPED = [
+    (b"200 OK", []),
+    (200, []),
+    (None, []),
+    (["200 OK"], []),
+    ("200 OK", [(b"X", "a")]),
+    ("200 OK", [("X", b"a")]),
+    ("200 OK", [("Content-Length", 5)]),
+    ("200 OK", [("X", None)]),
+    ("200 OK", [["X", "a"]]),
+    ("200 OK", [("X", ["a"])]),
+]
+
+
+@pytest.mark.parametrize(("status", "headers"), MISTYPED)
+def test_what_is_no_string_is_refused(status: object, headers: list[object]):
+    """PEP 3333: strings in tuples. What merely equals a string is none."""
+    with pytest.raises(TypeError):
+        response.head(status, headers)
+
+
+class Word(str, enum.Enum):  # noqa: UP042 - a StrEnum formats as its value
+    STATUS = "200 OK"
+    SHORT = "200"
+    NAME = "X-Name"
+    VALUE = "value"
+
+
+def test_what_is_sent_is_what_was_judged():
+    """Of a subclass of `str` that formats as something else, too."""
+    for status, sent in (Word.STATUS, "200 OK"), (Word.SHORT, "200 "):
+        head = response.head(status, [(Word.NAME, Word.VALUE)])
+        assert lines(head) == f"HTTP/1.1 {sent}\r\nX-Name: value\r\n" + SERVER
+
+
+def test_headers_may_come_from_an_iterator():
+    """Nothing is lost where the headers can be read only once, the first time and the second."""
+    for _ in range(2):
+        head = response.head("200 OK", ((name, "once") for name in ("X-One", "X-Two")))
+        assert lines(head) == "HTTP/1.1 200 OK\r\nX-One: once\r\nX-Two: once\r\n" + SERVER
+
+
+def test_what_is_repeated_is_judged_once():
+    """The same status and headers are the same object; in another order, or case, they are another one."""
+    headers = [("X", "repeated"), ("Y", "z")]
+    first = response.head("200 OK", headers)
+    assert response.head("200 OK", list(headers)) is first
+    assert response.head("200 OK", tuple(headers)) is first
+    assert response.head("201 OK", headers) is not first
+    assert response.head("200 OK", headers[::-1]) is not first
+    assert response.head("200 OK", [("x", "repeated"), ("Y", "z")]) is not first
+
+
+def test_answers_fill_no_memory():
+    """So many heads are kept and no long ones, whatever the application answers."""
+    most = 0
+    for number in range(3 * CACHED_ENTRIES):
+        response.head("200 OK", [("X", str(number))])
+        response.head("200 OK", [("X", str(number) + "x" * CACHED_BYTES)])
+        most = max(most, len(response.KNOWN_HEADS))
+    kept = response.KNOWN_HEADS
+    assert most == CACHED_ENTRIES
+    assert max(len(head.lines) for head in kept.values()) <= CACHED_BYTES
+
+
+DATES = [
+    (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+    (784111777, "Sun, 06 Nov 1994 08:49:37 GMT"),  # the one of RFC 9110 5.6.7
+    (951782399.9, "Mon, 28 Feb 2000 23:59:59 GMT"),
+    (951782400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+    (1798761599, "Thu, 31 Dec 2026 23:59:59 GMT"),
+]
+
+
+@pytest.mark.parametrize(("now", "text"), DATES)
+def test_date(now: float, text: str):
+    """IMF-fixdate, in English and in GMT whatever the locale and the time zone are."""
+    assert response.date_line(now) == f"Date: {text}\r\n".encode()
+
+
+def test_date_of_every_day_and_month():
+    """The names of days and months are those of strftime in the C locale."""
+    for day in range(366):
+        now = 1767225600 + day * 86400
+        assert response.date_line(now).decode() == time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(now))
+
+
+DATE = b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
+
+
+@pytest.mark.parametrize("status", [400, 408, 413, 414, 417, 431, 501, 505, 507, 599])
+def test_a_refusal_is_a_whole_answer(status: int):
+    """It says its status, its length, its date, and that the connection ends; to HEAD it says the same without the body."""
+    head, end, body = response.refusal(status, DATE).partition(b"\r\n\r\n")
+    first, *fields = head.decode("ascii").split("\r\n")
+    assert first.startswith(f"HTTP/1.1 {status} ")
+    assert fields == [
+        "Server: epollard",
+        "Content-Type: text/plain",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        DATE.decode().rstrip(),
+    ]
+    assert body.decode("ascii") == first.removeprefix("HTTP/1.1 ") + "\n"
+    assert response.refusal(status, DATE, body=False) == head + end
+
+
+def test_pieces():
+    """The pieces that heads are put together from are whole lines (RFC 9112 5, 7.1; RFC 9110 15.2)."""
+    assert response.CONTINUE == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert response.CLOSE == b"Connection: close\r\n"
+    assert response.KEEP == b"Connection: keep-alive\r\n"
+    assert response.CHUNKED == b"Transfer-Encoding: chunked\r\n"
+    assert response.LAST_CHUNK == b"0\r\n\r\n"
+
+
+def test_options():
+    """The answer to `OPTIONS *` has no body and says so."""
+    for keep in b"", response.CLOSE, response.KEEP:
+        assert (
+            response.options(DATE, keep)
+            == b"HTTP/1.1 200 OK\r\nServer: epollard\r\nContent-Length: 0\r\n" + keep + DATE + b"\r\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("data", "sent"), [(b"a", b"1\r\na\r\n"), (b"x" * 255, b"ff\r\n" + b"x" * 255 + b"\r\n"), (b"\r\n", b"2\r\n\r\n\r\n")]
+)
+def test_chunk(data: bytes, sent: bytes):
+    """RFC 9112 7.1."""
+    assert response.chunk(data) == sent

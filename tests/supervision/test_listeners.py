@@ -1,0 +1,180 @@
+"""Slots and their listeners, on real sockets: they come and go, and who has connected is in the queue of one that stays."""
+
+import contextlib
+import math
+import os
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from epollard.net import syn_filter
+from epollard.net.loop import Loop
+from epollard.net.reuseport import waiting
+from epollard.supervision.listeners import HANDSHAKE, Listeners
+from harness import wait_for
+from staff import settings
+
+NOW = 1000.0
+CLIENTS = 64  # all of them in one of two queues: once in 2**63
+
+
+@pytest.fixture
+def opened():
+    """`opened(2, "--steer", "off")`: so many slots with a listener on a free port."""
+    loop = Loop()
+    made = []
+
+    def opened(slots, *words, bind="127.0.0.1:0"):
+        found = Listeners(loop)
+        found.bind(settings("--bind", bind, *words), slots, [])
+        made.append(found)
+        return found
+
+    yield opened
+    for found in made:
+        found.close(shared=False)
+        found.unlink()
+    loop.close()
+
+
+@contextlib.contextmanager
+def clients(listeners, count):
+    """So many that have connected and said something."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            client = stack.enter_context(socket.create_connection(listeners.groups[0].address, timeout=5))
+            client.sendall(b"GET / HTTP/1.1\r\n")
+        wait_for(lambda: sum(waiting(own) for slot in listeners.every for own in slot.listeners) == count)
+        yield
+
+
+def serves(slot):
+    """Have a ready worker in the slot, as it is seen from here."""
+    worker = SimpleNamespace(ready=True, leaving=False, slot=slot, record=[0] * 16)
+    slot.processes.append(worker)
+    return worker
+
+
+def test_one_slot_more_is_one_listener_more_on_the_same_port(opened):
+    """In the kernel's group as well: each of them gets clients."""
+    listeners = opened(1)
+    assert listeners.resize(NOW, 2) == 2
+    assert [slot.index for slot in listeners.slots] == [0, 1]
+    assert len({slot.listeners[0].getsockname() for slot in listeners.slots}) == 1
+    with clients(listeners, CLIENTS):
+        assert all(waiting(slot.listeners[0]) for slot in listeners.slots)
+
+
+def test_a_slot_that_fades_is_closed_when_its_queue_is_empty(opened):
+    """Not before: who waits there would be turned away."""
+    listeners = opened(2)
+    with clients(listeners, CLIENTS):
+        assert listeners.resize(NOW, 1) == 1
+        (slot,) = listeners.fading
+        assert slot.index == 1
+        assert slot.fades_at == NOW + HANDSHAKE
+        listeners.fade(slot, late=False)
+        assert listeners.fading == [slot]
+        for _ in range(waiting(slot.listeners[0])):
+            slot.listeners[0].accept()[0].close()
+        listeners.fade(slot, late=False)
+    assert listeners.fading == []
+    assert slot.listeners[0].fileno() == -1
+    assert len(listeners.groups[0].members) == 1
+
+
+def test_a_slot_that_fades_does_not_wait_for_ever(opened):
+    """When its worker has had all the time there is, nobody will empty the queue."""
+    listeners = opened(2)
+    with clients(listeners, CLIENTS):
+        listeners.resize(NOW, 1)
+        listeners.fade(listeners.fading[0], late=True)
+    assert listeners.fading == []
+
+
+@pytest.mark.parametrize("steer", ["on", "off"])
+def test_a_slot_that_is_wanted_again_stays(opened, steer):
+    """As long as its worker was not asked to go: the same slot, and it takes connections as ever."""
+    listeners = opened(2, "--steer", steer)
+    slot = listeners.slots[1]
+    listeners.resize(NOW, 1)
+    assert listeners.resize(NOW + syn_filter.SHUT / 2, 2) == 2
+    assert listeners.slots[1] is slot
+    assert listeners.fading == []
+    with clients(listeners, CLIENTS):  # a SYN that is dropped would come again after a second
+        assert waiting(slot.listeners[0])
+    listeners.resize(NOW, 1)
+    listeners.resize(slot.fades_at, 2)
+    assert listeners.slots[1] is not slot
+
+
+def test_where_nothing_is_steered_the_door_is_shut_first(opened):
+    """The kernel's hash goes on to send clients there: they are not heard, and none has connected when the listener goes."""
+    listeners = opened(2, "--steer", "off")
+    listeners.resize(NOW, 1)
+    address = listeners.groups[0].address
+    with contextlib.ExitStack() as stack:
+        for _ in range(CLIENTS):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+            with contextlib.suppress(OSError):
+                client.send(b"GET")
+        assert waiting(listeners.fading[0].listeners[0]) == 0
+        listeners.fade(listeners.fading[0], late=False)
+        assert listeners.fading == []
+
+
+def test_a_door_that_is_shut_keeps_nobody_who_has_come(opened):
+    """At the end: no new handshake, but who waits is still there to be accepted."""
+    listeners = opened(1)
+    with clients(listeners, 3):
+        listeners.shut()
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listeners.groups[0].address, timeout=0.2)
+        assert waiting(listeners.slots[0].listeners[0]) == 3
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_unix_socket_is_shut_as_it_is_closed(opened, tmp_path, shared):
+    """Though workers have their copies still; but not where a successor goes on with it."""
+    path = str(tmp_path / "it.sock")
+    listeners = opened(2, bind=f"unix:{path}")
+    copy = listeners.slots[0].listeners[0].dup()
+    listeners.close(shared)
+    with copy, socket.socket(socket.AF_UNIX) as client:
+        assert (client.connect_ex(path) == 0) is shared
+    listeners.unlink()
+    assert not os.path.exists(path)
+
+
+def test_a_worker_keeps_the_listeners_of_its_slot_only(opened):
+    """Else a sibling's listener would live as long as this worker."""
+    listeners = opened(3)
+    listeners.resize(NOW, 2)
+    listeners.disown(listeners.slots[1])
+    assert [slot.listeners[0].fileno() == -1 for slot in listeners.every] == [True, False, True]
+
+
+def test_a_change_of_who_serves_is_acted_upon_at_once(opened):
+    """A worker that is ready, or leaves, or is gone: the next look is not waited for; without a change it is."""
+    listeners = opened(2)
+    looks = []
+    listeners._balance = SimpleNamespace(next_look=math.inf, look=lambda *words: looks.append(words), steering=None)
+    changes = []
+    for change in (
+        lambda: None,
+        lambda: changes.append(serves(listeners.slots[0])),
+        lambda: changes.append(serves(listeners.slots[1])),
+        lambda: setattr(changes[0], "leaving", True),
+        lambda: listeners.slots[1].processes.remove(changes[1]),
+        lambda: listeners.fading.append(listeners.slots.pop()),
+        lambda: listeners.slots.append(listeners.fading.pop()),
+    ):
+        change()
+        for _ in range(3):
+            assert listeners.look(NOW) == math.inf
+        assert len(looks) == 1
+        looks.clear()
+    listeners._balance = opened(1)._balance
