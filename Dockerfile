@@ -1,5 +1,5 @@
 # Serves what is in /app. One's own app is two lines: FROM epollard, COPY . .
-ARG PYTHON_VERSION=3.13
+ARG PYTHON_VERSION=3.14
 FROM python:${PYTHON_VERSION}-slim
 
 # What a child image installs goes to /packages: pip falls back to it, as the image's user may not write elsewhere.
