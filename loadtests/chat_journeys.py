@@ -20,7 +20,7 @@ from websocket import ABNF
 
 from locustfile import PATIENCE, Client, Journey, Steps
 
-__all__ = ["AsgiRunner", "Steps", "Visitor"]  # Steps is here for Locust to find
+__all__ = ["Guest", "Steps", "Visitor"]  # Steps is here for Locust to find
 
 ROOMS = 8
 NORMAL, RESTART = 1000, 1012  # close codes (RFC 6455 section 7.4.1, and the registry of its section 11.7)
@@ -44,7 +44,7 @@ class Visitor(Client):
         self.ask("GET", "/rooms", lambda body: all(room.startswith("room ") for room in json.loads(body)))
 
 
-class AsgiRunner(Journey, User):
+class Guest(Journey, User):
     """Somebody in a room. Each message names its room and has a token, so that one which is somebody else's is seen."""
 
     weight = 6
@@ -52,27 +52,27 @@ class AsgiRunner(Journey, User):
 
     @task(20)
     def talk(self) -> None:
-        if self.is_in():
+        if socket := self.joined():
             text = f"{self.room}: {random.getrandbits(64):016x} " + "\N{DECIDUOUS TREE}" * int(1900 ** random.random())
             with self.timed("say"):
-                self.socket.send(text)
+                socket.send(text)
                 news = self.wait_for(lambda news: news["type"] == "said" and news["name"] == self.name)
                 if news["text"] != text:
                     raise ValueError("wrong content")
 
     @task(5)
     def ping(self) -> None:
-        if self.is_in():
+        if socket := self.joined():
             payload = random.randbytes(random.randrange(126))
             with self.timed("ping"):
-                self.socket.ping(payload)
+                socket.ping(payload)
                 self.wait_for(lambda news: news["type"] == "pong" and news["payload"] == payload)
 
     @task(1)
     def leave(self) -> None:
-        if self.is_in():
+        if socket := self.joined():
             with self.timed("leave"):
-                self.socket.send_close(NORMAL)
+                socket.send_close(NORMAL)
                 if self.wait_for(lambda news: news["type"] == "closed")["code"] not in (NORMAL, RESTART):
                     raise ValueError("closed with another code")
                 self.drop()
@@ -80,8 +80,8 @@ class AsgiRunner(Journey, User):
     def on_stop(self) -> None:
         self.drop()
 
-    def is_in(self) -> bool:
-        """Come in, where that is not done yet. Whether it is now."""
+    def joined(self) -> websocket.WebSocket | None:
+        """The socket of a client that has joined its room, which it does first where it has not; None where that failed."""
         if not self.socket:
             self.room, self.name = f"room {random.randrange(ROOMS)}", f"guest {random.getrandbits(64):016x}"
             address = (self.host or "").replace("http", "ws", 1) + "/chat?" + urlencode({"room": self.room, "name": self.name})
@@ -92,12 +92,12 @@ class AsgiRunner(Journey, User):
                     raise ValueError("wrong content")
                 for said in news["history"]:
                     self.check(said)
-        return bool(self.socket)
+        return self.socket
 
     def drop(self) -> None:
         """Be somewhere else, without a word."""
         if self.socket:
-            self.socket.shutdown()
+            self.socket.shutdown()  # type: ignore[no-untyped-call]
         self.socket = None
 
     def wait_for(self, is_it: Callable[[Any], bool]) -> Any:
@@ -112,6 +112,7 @@ class AsgiRunner(Journey, User):
 
     def hear(self) -> Any:
         """The next news, and control frames in the same form."""
+        assert self.socket is not None
         code, data = self.socket.recv_data(control_frame=True)
         if code == ABNF.OPCODE_TEXT:
             news = json.loads(data)

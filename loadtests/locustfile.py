@@ -31,7 +31,7 @@ LARGEST = 1024 * 1024  # bytes of an upload
 PATIENCE = 20  # seconds that a one-shot client waits for its whole answer
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]  # Locust has no types
 def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--think", type=float, default=0.02, env_var="LOCUST_THINK", help="Mean seconds that a user thinks between two requests"
@@ -215,7 +215,7 @@ class Steps(LoadTestShape):
     step_time = float(os.environ.get("LOCUST_STEP_TIME") or 30)
 
     def tick(self) -> tuple[int, float] | None:
-        step = int(self.get_run_time() // self.step_time)
+        step = int(self.get_run_time() // self.step_time)  # type: ignore[no-untyped-call]
         return (self.users[step], max(self.users) / 2) if step < len(self.users) else None
 
 
@@ -228,7 +228,8 @@ class Chaos(LoadTestShape):
     time_limit = float(os.environ.get("LOCUST_CHAOS_TIME") or 60)
 
     def tick(self) -> tuple[int, float] | None:
-        if self.get_run_time() >= self.time_limit:
+        time = self.get_run_time()  # type: ignore[no-untyped-call]
+        if time >= self.time_limit:
             return None
-        step = int(self.get_run_time() // self.step_time)
+        step = int(time // self.step_time)
         return random.Random(step).randint(min(10, self.most), self.most), self.most

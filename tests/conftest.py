@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with _servers() as launch:
         count = 0
 
-        def start(app: str | None = "apps.hello:app", *, wait: bool = True, **options: object) -> Server:
+        def start(app: str | None = "apps.hello:app", *, wait: bool = True, **options: Any) -> Server:
             nonlocal count
             count += 1
             directory = tmp_path / f"server-{count}"
@@ -103,7 +104,7 @@ def _servers() -> Iterator[Start]:
     """Start servers; at the end stop them all, and check that they do so."""
     with contextlib.ExitStack() as stack:
 
-        def launch(app: str | None, directory: Path, **options: object) -> Server:
+        def launch(app: str | None, directory: Path, **options: Any) -> Server:
             server = Server(app, directory, **options)
             stack.callback(server.kill)
             stopping.append(server)

@@ -30,7 +30,7 @@ def connections(port: int) -> dict[int, Held]:
 
     From `sock_diag(7)`, because /proc/net/tcp lists tens of thousands in TIME_WAIT too, for which nobody has the time here.
     """
-    found = {}
+    found: dict[int, Held] = {}
     question = _QUESTION.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, _STATES) + _NAME.pack(port, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
         kernel.send(_HEADER.pack(_HEADER.size + len(question), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 0, 0) + question)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 # One factor for every wait, for slow or crowded machines.
 SCALE = float(os.environ.get("EPOLLARD_TEST_SCALE", "1"))
@@ -156,7 +156,7 @@ class Server:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still there after {seconds:g} s:\n{self.log}") from None
 
-    def connect(self, **options: object) -> "Client":
+    def connect(self, **options: Any) -> "Client":
         """A new connection to its first address."""
         return Client(self.address, **options)
 
@@ -306,7 +306,7 @@ class Client:
         head = f"{method} {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
         return self.send(head.encode("latin-1"), body)
 
-    def get(self, target: str = "/", close: bool = False, **headers: str) -> Response:
+    def get(self, target: str = "/", close: bool = False, **headers: Any) -> Response:
         """GET and read the answer."""
         return self.request(target, close=close, **headers).response()
 

@@ -3,9 +3,11 @@
 import asyncio
 import os
 import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 
-def wsgi(environ, start_response):
+def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     """WSGI (PEP 3333)."""
     if environ["QUERY_STRING"].startswith("ms="):
         time.sleep(float(environ["QUERY_STRING"][3:]) / 1000)
@@ -14,7 +16,7 @@ def wsgi(environ, start_response):
     return [body]
 
 
-async def asgi(scope, receive, send):
+async def asgi(scope: dict[str, Any], receive: Callable[[], Any], send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
     """ASGI 3."""
     if scope["type"] != "http":
         raise RuntimeError(f"no {scope['type']} here")

@@ -19,13 +19,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "peers"), str(HERE.parents[1] / "tests")]
 
-import commands  # noqa: E402 - these lie in other directories
+import commands  # type: ignore[import-not-found]  # noqa: E402 - these lie in other directories
 
 import hands  # noqa: E402
 import measure  # noqa: E402
@@ -187,13 +188,19 @@ def clients(run: Run, arguments: argparse.Namespace, target: str) -> Iterator[No
             run.lag = max([run.lag, *(late for _, late in seen["lags"])])
 
 
+def replaced(run: Run, old: set[int]) -> bool:
+    """Whether none of the old workers is left, and all the new ones are there."""
+    new = run.pids()
+    return len(new) == WORKERS and not old & {*new}
+
+
 def reloads(run: Run) -> None:
     """30 times HUP, each when the last one is done."""
     for _ in run.times(30):
         old = {*run.pids()}
         run.mark()
         os.kill(run.server.pid, signal.SIGHUP)
-        run.wait("all workers are new", lambda old=old: len(new := run.pids()) == WORKERS and not old & {*new})
+        run.wait("all workers are new", partial(replaced, run, old))
         time.sleep(0.1)
 
 
@@ -203,7 +210,7 @@ def upgrades(run: Run) -> None:
         old = {*run.pids()}
         run.mark()
         os.kill(run.server.pid, signal.SIGUSR2)
-        run.wait("all workers are new", lambda old=old: len(new := run.pids()) == WORKERS and not old & {*new})
+        run.wait("all workers are new", partial(replaced, run, old))
         time.sleep(0.1)
 
 
@@ -543,8 +550,8 @@ def main() -> int:
                     continue
                 try:
                     run = play(title, name, kind, arguments, bin)
-                except RuntimeError as problem:
-                    print(f"{title}, {name}, {kind}: {problem}", file=sys.stderr)
+                except RuntimeError as error:
+                    print(f"{title}, {name}, {kind}: {error}", file=sys.stderr)
                     if name == "epollard":
                         return 1
                     continue

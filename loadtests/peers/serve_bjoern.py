@@ -2,7 +2,7 @@
 
 import sys
 
-import bjoern  # type: ignore[import-not-found]
-import hello
+import bjoern
+import hello  # type: ignore[import-not-found]  # beside this file
 
 bjoern.run(getattr(hello, sys.argv[2]), "127.0.0.1", int(sys.argv[1]))

@@ -3,7 +3,8 @@
 import os
 
 import pytest
-from engine import docker, missing
+
+from container.engine import docker, missing
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,8 +2,7 @@
 
 import json
 
-from engine import Container, docker, stack, until
-
+from container.engine import Container, docker, stack, until
 from epollard.config import options
 
 LISTENERS = """

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from engine import SCALE, docker, running, until
+
+from container.engine import SCALE, docker, running, until
 
 LOCKED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 

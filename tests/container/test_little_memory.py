@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from engine import SCALE, running, until
+
+from container.engine import SCALE, running, until
 
 APP = """
 import time

@@ -5,8 +5,9 @@ import os
 import subprocess
 
 import pytest
-from engine import ROOT, SCALE, Stack, docker, stack, until
-from test_under_load import JOURNEYS, headless, loaded
+
+from container.engine import ROOT, SCALE, Stack, docker, stack, until
+from container.test_under_load import JOURNEYS, headless, loaded
 
 pytestmark = pytest.mark.timeout(300 * SCALE)
 

@@ -6,8 +6,9 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from engine import ROOT, SCALE, Container, docker, running, until
-from test_under_load import JOURNEYS, Run
+
+from container.engine import ROOT, SCALE, Container, docker, running, until
+from container.test_under_load import JOURNEYS, Run
 
 pytestmark = pytest.mark.timeout(300 * SCALE)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from engine import SCALE, Container, Stack, docker, stack, until
-from test_compose import pids
+
+from container.engine import SCALE, Container, Stack, docker, stack, until
+from container.test_compose import pids
 
 ENOUGH = 20_000  # requests, over all journeys
 LIMIT = 150  # seconds for them, on the slowest machine

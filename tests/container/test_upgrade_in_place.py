@@ -3,7 +3,8 @@
 import time
 
 import pytest
-from engine import SCALE, Container, docker, running, until
+
+from container.engine import SCALE, Container, docker, running, until
 
 LOCKED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 

@@ -84,7 +84,7 @@ def test_django_waits_for_many_at_once(start):
         assert client.get("/sleep?ms=x").status_code == 400
 
 
-class AsgiRunner:
+class Guest:
     """Somebody in the chat."""
 
     def __init__(self, stack, server, room, name):
@@ -105,11 +105,11 @@ def chat(start):
     with ExitStack() as stack:
 
         def chat(room, name):
-            guest = AsgiRunner(stack, server, room, name)
+            guest = Guest(stack, server, room, name)
             guest.welcome = guest.hears("welcome")
             return guest
 
-        chat.guest = lambda room, name: AsgiRunner(stack, server, room, name)
+        chat.guest = lambda room, name: Guest(stack, server, room, name)
         chat.server = server
         yield chat
 
