@@ -133,7 +133,9 @@ class Worker:
         if kind == "asgi":
             self._interface = AsgiRunner(loop, app, config.ws_max_size, config.ws_deflate == "on", add)
         else:
-            self._interface = LeaderFollowers(loop, app, config.threads, config.most_workers, add, self._local)
+            self._interface = LeaderFollowers(
+                loop, app, threads=config.threads, processes=config.most_workers, access=add, local=self._local
+            )
         reader = HeadReader(config.max_line, config.max_headers, config.max_header_bytes)
         self._server = server = WorkerContext(loop, reader, self._interface)
         server.limit(config.max_body, config.header_timeout, config.body_timeout, config.write_timeout, config.keep_alive)

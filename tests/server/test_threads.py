@@ -10,7 +10,6 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from epollard.wsgi.exchange import Exchange, Hold
 from gates import Gate, Notes
 from harness import wait_for
 
@@ -344,12 +343,3 @@ def test_requests_under_way_are_answered_when_the_server_is_stopped(serve, mode,
         for gate in slow.gates[1:]:
             gate.open()
         assert server.ended() == 0
-
-
-def test_who_has_given_the_loop_away_has_not_got_it():
-    """A watcher that saw the code run, and comes too late to take the loop, does not give it back by that."""
-    hold, exchange = Hold(), Exchange()
-    hold.give(exchange)
-    assert not hold.take(exchange)
-    assert hold.claimed is not None
-    assert hold.lost()

@@ -14,6 +14,9 @@ import corpus
 from epollard.protocol.request import Fields, Request
 from epollard.wsgi.environ import Environment, FileWrapper
 
+LOCAL = ("server", "80")
+PEER = ("client", "1024")
+
 
 def read(data: bytes) -> Request:
     found = corpus.reader().read(data)
@@ -25,7 +28,7 @@ def make(*fields: bytes, line: bytes = b"GET / HTTP/1.1", **options: Any) -> dic
     """The `environ` of a request. It is made three times, since the second and the third time it is remembered."""
     environment = Environment(**{"threads": 1, "processes": 1, **options})
     request = read(b"\r\n".join((line, b"Host: example.com", *fields, b"", b"")))
-    first, second, third = (environment.make(request) for _ in range(3))
+    first, second, third = (environment.make(request, LOCAL, PEER) for _ in range(3))
     assert first == second == third
     assert len({id(first), id(second), id(third)}) == 3
     return third
@@ -50,7 +53,8 @@ ROWS: list[tuple[bytes, dict[str, str | None]]] = [
     (b"Proxy: http://evil", {"HTTP_PROXY": None}),
     (b"Proxy-Connection: a", {"HTTP_PROXY_CONNECTION": "a"}),
     # Names that look like variables of ours are fields like others.
-    (b"Remote-Addr: evil\r\nwsgi.input: evil", {"HTTP_REMOTE_ADDR": "evil", "REMOTE_ADDR": "", "HTTP_WSGI.INPUT": "evil"}),
+    (b"Remote-Addr: evil", {"HTTP_REMOTE_ADDR": "evil", "REMOTE_ADDR": "client"}),
+    (b"wsgi.input: evil", {"HTTP_WSGI.INPUT": "evil"}),
     (b"Script-Name: /evil\r\nPath-Info: /evil", {"SCRIPT_NAME": "", "PATH_INFO": "/"}),
     (b"Http-Host: evil", {"HTTP_HOST": "example.com", "HTTP_HTTP_HOST": "evil"}),
 ]
@@ -99,9 +103,9 @@ def test_an_environ_is_the_applications_own():
     """PEP 3333: an application may change it in any way. The next one, of the same bytes, knows nothing of that."""
     environment = Environment(threads=1, processes=1)
     request = read(b"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n")
-    fresh = dict(environment.make(request))
+    fresh = dict(environment.make(request, LOCAL, PEER))
     for _ in range(4):
-        environ = environment.make(request)
+        environ = environment.make(request, LOCAL, PEER)
         assert type(environ) is dict
         assert environ == fresh
         environ.clear()
@@ -123,7 +127,7 @@ def test_requests_share_nothing_but_what_is_the_same(clients):
         if clients:
             last.append(request.fields)
         for _ in range(2):
-            environ = environment.make(request)
+            environ = environment.make(request, LOCAL, PEER)
             assert environ["REQUEST_URI"] == target
             assert environ["HTTP_HOST"] == (target[7] if target.startswith("http") else host)
             environ.clear()
@@ -133,9 +137,8 @@ def test_requests_share_nothing_but_what_is_the_same(clients):
 def test_the_standard_checker_is_content(row: corpus.Row):
     """`wsgiref.validate` finds nothing to complain of in any request of the corpus, once the connection's facts are there."""
     request = read(row.data)
-    environ = Environment(threads=8, processes=2).make(request)
+    environ = Environment(threads=8, processes=2).make(request, ("a", "80"), ("::1", "1"))
     assert all(type(value) is str for name, value in environ.items() if not name.startswith("wsgi."))
-    environ |= {"SERVER_NAME": "a", "SERVER_PORT": "80", "REMOTE_ADDR": "::1", "REMOTE_PORT": "1"}
     if request.line.path == "*" or request.line.method in ("get", "PURGE") or len(request.line.method) > 9:
         return  # the checker warns of methods that it does not know
 

@@ -1,8 +1,11 @@
-"""A request to a WSGI `environ` (PEP 3333). What depends on the bytes of a head alone is kept with the head's cached facts."""
+"""A request to a WSGI `environ` (PEP 3333).
+
+What depends on the bytes of a head alone is kept with what the parser keeps of that head.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 from ..protocol.request import Fields, Request, Shape
 from .input import NoInput
@@ -11,7 +14,10 @@ Environ = dict[str, Any]
 
 
 class Environment:
-    """Makes the `environ` of each request. `local`: SERVER_NAME and SERVER_PORT where nothing else is said."""
+    """Makes the `environ` of each request.
+
+    `local`: SERVER_NAME and SERVER_PORT of most requests, so that the fast path need not set them.
+    """
 
     def __init__(self, *, threads: int, processes: int, local: tuple[str, str] = ("", "")) -> None:
         self._base: Environ = {
@@ -38,27 +44,31 @@ class Environment:
             "wsgi.file_wrapper": FileWrapper,
         }
 
-    def make(self, request: Request) -> Environ:
-        """The `environ` of a request, but for what the connection tells and the body.
+    def make(self, request: Request, local: tuple[str, str], peer: tuple[str, str]) -> Environ:
+        """The `environ` of a request without a body, on a connection between these two addresses (host, port).
 
-        What is remembered of requests has copies in their `memo`s, and there is no need to come here.
+        `LeaderFollowers.answer`, the fast path, has a copy of this for requests that have a `memo`.
         """
+        environ: Environ
         if request.memo:
-            return cast(Environ, request.memo.copy())
-        line = request.line
-        fields = request.fields
-        if fields.memo:
-            environ: Environ = fields.memo.copy()
+            environ = request.memo.copy()
         else:
-            environ = self._of_fields(fields)
-            if fields.again:
-                fields.memo = environ.copy()
-        environ["REQUEST_METHOD"] = line.method
-        environ["PATH_INFO"] = line.path
-        environ["QUERY_STRING"] = line.query
-        environ["REQUEST_URI"] = environ["RAW_URI"] = line.target
-        if request.kept:
-            request.memo = environ.copy()
+            line = request.line
+            fields = request.fields
+            if fields.memo:
+                environ = fields.memo.copy()
+            else:
+                environ = self._of_fields(fields)
+                if fields.again:
+                    fields.memo = environ.copy()
+            environ["REQUEST_METHOD"] = line.method
+            environ["PATH_INFO"] = line.path
+            environ["QUERY_STRING"] = line.query
+            environ["REQUEST_URI"] = environ["RAW_URI"] = line.target
+            if request.kept:
+                request.memo = environ.copy()
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = local
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer
         return environ
 
     def _of_fields(self, fields: Fields) -> Environ:
@@ -79,7 +89,7 @@ class Environment:
         return environ
 
     def _of_shape(self, shape: Shape) -> tuple[Environ, list[str] | None]:
-        """An `environ` in which the fields' values are still empty, and their keys, where each has one of its own."""
+        """An `environ` in which the values of the fields are still empty; and the fields' keys, if no two share one."""
         keys = [key for key in map(_key, shape.names) if key is not None]
         template = self._base | {"SERVER_PROTOCOL": "HTTP/" + shape.version} | dict.fromkeys(keys, "")
         plain = len(set(keys)) == len(shape.names)
@@ -90,8 +100,8 @@ class Environment:
 def _key(name: str) -> str | None:
     """A field's key in the `environ`. None: it is not passed on.
 
-    "X_Forwarded_For" would become the same key as "X-Forwarded-For": whoever strips the one from strangers' requests does not
-    strip the other. Nor is Proxy passed on, which CGI libraries take for a setting (httpoxy).
+    "X_Forwarded_For" would become the same key as "X-Forwarded-For", and a proxy that strips the one from strangers' requests
+    does not strip the other. Nor is Proxy passed on, which CGI libraries take for a setting (httpoxy).
     """
     if "_" in name or name == "proxy":
         return None
@@ -116,7 +126,7 @@ class Errors:
 
 
 class FileWrapper:
-    """`wsgi.file_wrapper`: a file to be sent, by sendfile(2) where it is a regular one, else piece by piece."""
+    """`wsgi.file_wrapper`: a file to be sent, by sendfile(2) if it is a regular one, else piece by piece."""
 
     def __init__(self, filelike: Any, blksize: int = 65536) -> None:
         self.filelike = filelike

@@ -1,13 +1,15 @@
-"""One call of a WSGI application (PEP 3333) and its answer. Knows of threads only that the loop may be taken from it.
+"""One call of a WSGI application (PEP 3333) and its response. Knows of threads only that the loop may be taken from it.
 
-An exchange runs on the loop's thread as long as it is quick; it may lose the loop to another thread while the application's
-code runs (threads.py), and from then on sends by posting to the loop.
+An exchange runs on the loop's thread as long as it is quick, and sends by calling the connection. It may lose the loop to
+another thread while the application's code runs (lease.py), and from then on sends by posting to the loop. The application's
+code runs between `_enter_application` and `_leave_application`; from all other code the loop cannot be taken.
 """
 
 import io
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -20,6 +22,7 @@ from ..protocol.request import Request
 from ..protocol.response import COPY_BELOW, LAST_CHUNK, Head
 from .environ import Environ, FileWrapper
 from .input import ExpectedInput
+from .lease import LoopLease
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 StartResponse = Callable[..., Callable[[bytes], None]]
@@ -32,99 +35,64 @@ _FILES: Final = (io.BufferedReader, io.BufferedRandom, io.FileIO)
 
 
 class ClientGoneError(ConnectionResetError):
-    """The client is gone, or was refused: what is written reaches nobody."""
+    """The client is gone, or was refused: nothing that is written reaches it."""
 
 
-class Host(Protocol):
-    """What an exchange needs from the threads that it runs on."""
+class Runner(Protocol):
+    """What an exchange needs of the threads that it runs on."""
 
-    reply: tuple[str, Any, Any]  # the last status and headers, and what they were judged to be
+    last_head: tuple[str, Any, Any]  # the last status and header list, and the head that was made of them
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> None:
         """Call something on the loop's thread."""
 
-    def vacate(self) -> None:
-        """The loop's thread has to wait for something: somebody else takes the loop."""
+    def pass_loop_on(self) -> None:
+        """The leader, on whose thread this is called, has surrendered the loop: another thread takes it."""
 
     def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
-        """An answer is whole, or given up. On the loop's thread."""
-
-
-class Hold:
-    """A thread's hold of the loop, which the watcher may take away while the application's code runs.
-
-    The thread writes `running`, and clears it when the code is over; then it looks at `claimed`. The watcher writes `claimed`,
-    then looks at `running` once more. Each writes before it looks, so at least one sees the other (CPython's lock puts all
-    writes into one order); where both do, the watcher's mutex holds the thread until it is decided.
-    """
-
-    __slots__ = ("_mutex", "claimed", "running")
-
-    def __init__(self) -> None:
-        self.running: Exchange | None = None
-        self.claimed: Exchange | None = None
-        self._mutex = threading.Lock()
-
-    def take(self, exchange: "Exchange") -> bool:
-        """The watcher takes the loop from this thread. False: the exchange's code is over, or waits without the loop."""
-        with self._mutex:
-            if self.claimed is not None:
-                return False
-            self.claimed = exchange
-            if self.running is exchange:
-                return True
-            self.claimed = None
-            return False
-
-    def give(self, exchange: "Exchange") -> None:
-        """After `running` was cleared: the thread gives the loop away by itself."""
-        with self._mutex:
-            self.claimed = exchange
-
-    def lost(self) -> bool:
-        """After `running` was cleared and `claimed` seen: whether the loop was taken. True until the thread has it again."""
-        with self._mutex:
-            return self.claimed is not None
+        """A response is whole, or given up. On the loop's thread."""
 
 
 class Exchange:
-    """One call of the application, and its answer. Whoever makes one sets what has no value here."""
+    """One call of the application, and its response. The code that makes one sets the attributes without a value here."""
 
-    host: Host
+    runner: Runner
     connection: Connection
     request: Request
-    hold: Hold | None  # of the thread that it began on; None: that one has not got the loop
+    lease: LoopLease["Exchange"] | None  # of the thread that it began on; None: that thread has not got the loop
     head: Head | None
     opened: bool  # the head is sent
 
     # As an exchange begins on the loop's thread. Class attributes: for the usual one most of them never change.
-    leading = True  # this thread turns the loop
-    away = True  # ... and may lose it now, for the application's code runs: `hold.running` is this exchange
-    dead = False  # nothing may be sent any more
+    on_loop = True  # this thread turns the loop
+    in_application = True  # ... and may lose it now, for the application's code runs: `lease.running` is this exchange
+    aborted = False  # the client is gone or was refused: nothing is sent
     sent = 0  # bytes of body
     started = 0.0  # time.perf_counter()
     _left: int | None = None  # bytes of body that are to come; None: unknown
     _chunked = False
     _posted = 0  # bytes posted to the loop since the client was last waited for
-    _whole_inline = False  # all is sent, and returning says so, if the loop is not lost before
+    _completes_on_return = False  # all is sent, and returning from the turn says so, unless the loop is lost before
 
     @classmethod
-    def beside(cls, host: Host, connection: Connection, request: Request) -> "Exchange":
+    def off_loop(cls, runner: Runner, connection: Connection, request: Request) -> "Exchange":
         """An exchange on a thread that has not got the loop."""
         exchange = cls()
-        exchange.host = host
+        exchange.runner = runner
         exchange.connection = connection
         exchange.request = request
-        exchange.hold = None
+        exchange.lease = None
         exchange.head = None
-        exchange.opened = exchange.leading = exchange.away = False
+        exchange.opened = exchange.on_loop = exchange.in_application = False
         return exchange
 
-    def give(self, environ: Environ, body: Any) -> None:
+    def set_input(self, environ: Environ, body: Any) -> None:
         """Make `body` the input of the call."""
         environ["wsgi.input"] = body
         if type(body) is ExpectedInput:
             body.exchange = self
+
+    # What the application calls.
 
     def start_response(self, status: str, headers: Headers, exc_info: ExcInfo | None = None) -> Callable[[bytes], None]:
         """PEP 3333. Raises `response.HeadError` or `TypeError` where the head cannot be sent."""
@@ -136,26 +104,26 @@ class Exchange:
                 exc_info = None
         elif self.head is not None:
             raise AssertionError("start_response was called before, and no exc_info is given")
-        host = self.host
-        said, fields, head = host.reply
-        if headers != fields or status != said:
+        runner = self.runner
+        last_status, last_headers, head = runner.last_head
+        if headers != last_headers or status != last_status:
             head = response.head(status, headers)
             if type(headers) is list:
-                host.reply = status, list(headers), head
+                runner.last_head = status, list(headers), head
         self.head = head
         return self.write
 
     def write(self, data: bytes) -> None:
-        """PEP 3333: the callable that `start_response` returns. `ClientGoneError`: or who writes without end would not end."""
+        """PEP 3333: the callable that `start_response` returns. `ClientGoneError` ends one that writes without end."""
         if type(data) is not bytes:
             raise TypeError(f"write() takes bytes, not {type(data).__name__}")
-        self._back()
+        self._leave_application()
         try:
             self._send(data)
-            if self.dead or self.connection.closed:
+            if self.aborted or self.connection.closed:
                 raise ClientGoneError("the client is gone")
         finally:
-            self._leave()
+            self._enter_application()
 
     def whole(self, body: bytes) -> bytes | None:
         """The usual answer as bytes: one small body. None where it is not usual."""
@@ -181,8 +149,10 @@ class Exchange:
             return b"%bContent-Length: %d\r\n%b%b" % (head.lines, size, end, body)
         return None
 
-    def deliver(self, result: Iterable[bytes]) -> None:
-        """Send the application's result, whatever it is, and close it. Its code is over, as after `_back`."""
+    # The end of the call.
+
+    def send_result(self, result: Iterable[bytes]) -> None:
+        """Send the application's result, whatever it is, and close it. Its code is over, as after `_leave_application`."""
         try:
             try:
                 if isinstance(result, FileWrapper) and self._send_file(result):
@@ -198,8 +168,8 @@ class Exchange:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """The application raised: say so in the log, and to the client what can still be said."""
-        self._back()
+        """The application raised: log it, and send the client what can still be sent."""
+        self._leave_application()
         line = self.request.line
         where = f"{line.method} {line.target} of {self.connection.name()}"
         if isinstance(error, ClientGoneError):
@@ -211,51 +181,51 @@ class Exchange:
             self._send_whole(_ERROR_BODY)
             self._send_end()
         else:
-            # The head promised another body. A connection that ends early is the one way left to say so.
+            # The head promised another body. To end the connection early is the one way left to say so.
             self._call(self.connection.close)
             self._finish()
 
-    def post(self, callback: Callable[..., object], /) -> None:
-        """Call something on the loop's thread."""
-        self.host.post(callback)
+    # Whose code runs, and which thread has the loop.
 
-    # Turns: which code runs while somebody else may take the loop away.
+    def _enter_application(self) -> None:
+        """The application's code comes next, and the watcher may take the loop."""
+        if self.on_loop:
+            assert self.lease is not None
+            self.in_application = True
+            self.lease.running = self
 
-    def _leave(self) -> None:
-        """The application's code comes next."""
-        if self.leading:
-            assert self.hold is not None
-            self.away = True
-            self.hold.running = self
+    def _leave_application(self) -> None:
+        """The application's code is over. From here to `_enter_application`, `on_loop` is true or false for good."""
+        if self.in_application:
+            lease = self.lease
+            assert lease is not None
+            self.in_application = False
+            lease.running = None
+            if lease.contested and lease.revoked():
+                self.on_loop = False
 
-    def _back(self) -> None:
-        """The application's code is over. `leading` tells whether nobody took the loop meanwhile, and holds until `_leave`."""
-        if self.away:
-            hold = self.hold
-            assert hold is not None
-            self.away = False
-            hold.running = None
-            if hold.claimed is not None and hold.lost():
-                self.leading = False
-
-    def step_down(self) -> None:
+    def leave_loop(self) -> None:
         """This thread is going to wait: it gives the loop away, if it has it."""
-        self._back()
-        if self.leading:
-            assert self.hold is not None
-            self.hold.give(self)
-            self.leading = False
+        self._leave_application()
+        if self.on_loop:
+            assert self.lease is not None
+            self.lease.surrender(time.monotonic())
+            self.on_loop = False
             self.connection.defer()
-            self.host.vacate()
+            self.runner.pass_loop_on()
+
+    def post(self, callback: Callable[..., object], /) -> None:
+        """Call something on the loop's thread, later."""
+        self.runner.post(callback)
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call on the loop's thread."""
-        if self.leading:
+        """Call something on the loop's thread: at once, if it is this one."""
+        if self.on_loop:
             function(*arguments)
         else:
-            self.host.post(function, *arguments)
+            self.runner.post(function, *arguments)
 
-    # Sending. `_back` has been called.
+    # Sending. The application's code is over.
 
     def _open(self, whole: int | None) -> bytes:
         """The head's bytes. `whole`: length of the body where it is known though the application did not say it."""
@@ -285,23 +255,23 @@ class Exchange:
 
     def _put(self, data: bytes) -> None:
         """Bytes to the connection. Waits while too many wait there already."""
-        if not data or self.dead:
+        if not data or self.aborted:
             return
         connection = self.connection
-        if self.leading:
+        if self.on_loop:
             connection.write(data)
             if connection.out is None or not connection.out.full:
                 return
-            self.step_down()
+            self.leave_loop()
         else:
-            self.host.post(connection.write, data)
+            self.runner.post(connection.write, data)
             self._posted += len(data)
             if self._posted <= HIGH:
                 return
         self._posted = 0
         drained = threading.Lock()
         drained.acquire()
-        self.host.post(connection.call_when_drained, drained.release)
+        self.runner.post(connection.call_when_drained, drained.release)
         drained.acquire()
 
     def _send_whole(self, body: bytes) -> None:
@@ -321,14 +291,14 @@ class Exchange:
             self.sent = len(body)
             if len(body) <= COPY_BELOW:
                 self._put(opening + body)
-            elif not self.dead:
+            elif not self.aborted:
                 self._call(self.connection.write_two, opening, body)
 
     def _stream(self, result: Iterable[bytes]) -> None:
         """Each piece is sent before the next is asked for (PEP 3333)."""
-        self._leave()
+        self._enter_application()
         for piece in result:
-            self._back()
+            self._leave_application()
             if type(piece) is not bytes:
                 raise TypeError(f"the application's result holds {type(piece).__name__}, not bytes")
             if piece:
@@ -336,10 +306,10 @@ class Exchange:
                 self._send(piece)
                 if whole:
                     return
-            if self.connection.closed or self.dead:
+            if self.connection.closed or self.aborted:
                 return
-            self._leave()
-        self._back()
+            self._enter_application()
+        self._leave_application()
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
         """False where the file is not one for sendfile(2). One that reads otherwise than its descriptor (gzip) is none."""
@@ -358,14 +328,14 @@ class Exchange:
             return False
         if head.length is not None:
             count = min(count, head.length)
-        self._back()
+        self._leave_application()
         if count <= COPY_BELOW:
             self._send_whole(os.pread(fd, count, offset))
             return True
         # A descriptor of our own: the application may close its file long before a slow client has it all.
         own = os.dup(fd)
         self._put(self._open(count))
-        if self._left and not self.dead:
+        if self._left and not self.aborted:
             self._left -= count
             self.sent = count
             self._call(self.connection.write_file, own, offset, count)
@@ -375,12 +345,12 @@ class Exchange:
 
     def _send_end(self) -> None:
         """The application has no more."""
-        self._back()
+        self._leave_application()
         if not self.opened:
             self._put(self._open(0))
         if self._chunked:
             self._put(LAST_CHUNK)
-        elif self._left and not self.connection.closed and not self.dead:
+        elif self._left and not self.connection.closed and not self.aborted:
             line = self.request.line
             short = f"{self._left} bytes less than its Content-Length"
             log.warning(f"application sent {short} on {line.method} {line.target}: closed")
@@ -391,25 +361,25 @@ class Exchange:
         """The connection goes on, unless its turn is not over yet: then returning from it says the same."""
         assert self.head is not None
         # Counted first: the end of the last connection is the end of a worker that drains.
-        self._call(self.host.finished, self.connection, self.request, self.head.code, self.sent, self.started)
-        if self.leading:
-            self._whole_inline = True
-        elif not self.dead:
-            self.host.post(self.connection.complete)
+        self._call(self.runner.finished, self.connection, self.request, self.head.code, self.sent, self.started)
+        if self.on_loop:
+            self._completes_on_return = True
+        elif not self.aborted:
+            self.runner.post(self.connection.complete)
 
     def _close(self, result: Iterable[bytes]) -> None:
         """`close()` of the result, always (PEP 3333). What it raises is the log's: the client has its answer."""
         close = getattr(result, "close", None)
         if close is None:
-            self._back()
+            self._leave_application()
             return
-        if not self.away:
-            self._leave()
-        led = self.leading
+        if not self.in_application:
+            self._enter_application()
+        led = self.on_loop
         try:
             close()
         except BaseException as error:
             log.exception(f"close() of the application's result failed on {self.request.line.target}", error)
-        self._back()
-        if led and not self.leading and self._whole_inline:
-            self.host.post(self.connection.complete)
+        self._leave_application()
+        if led and not self.on_loop and self._completes_on_return:
+            self.runner.post(self.connection.complete)

@@ -1,6 +1,7 @@
 """`wsgi.input` (PEP 3333): bodies of requests, of any size, as the files that an application reads.
 
-A body is read before the application is called, so that a slow sender holds no thread; unless its client waits to be asked.
+A body is read before the application is called, so that a slow sender holds no thread. The exception is a client that waits to
+be asked for its body.
 """
 
 import io
@@ -19,13 +20,13 @@ Run = Callable[[Connection, Request, Any], bytes | None]
 
 
 class Caller(Protocol):
-    """What an input needs to know of the call that reads it."""
+    """The call that reads an input."""
 
-    dead: bool  # nothing may be sent any more
-    opened: bool  # the answer has begun
+    aborted: bool  # the client is gone or was refused: nothing is sent
+    opened: bool  # the head of the response is sent
 
-    def step_down(self) -> None:
-        """The thread is going to wait."""
+    def leave_loop(self) -> None:
+        """The thread is going to wait: it gives the loop away."""
 
     def post(self, callback: Callable[..., object], /) -> None:
         """Call something on the loop's thread."""
@@ -158,7 +159,7 @@ class ExpectedInput:
         self._aborted = True
         exchange = self.exchange
         if exchange is not None:
-            exchange.dead = True  # the client has had its answer, or is gone
+            exchange.aborted = True
         if self._arrived.locked():
             self._arrived.release()
         return exchange is not None and exchange.opened
@@ -178,7 +179,7 @@ class ExpectedInput:
             assert exchange is not None
             if self._aborted or exchange.opened:  # 100 comes before the final status or never
                 raise ConnectionResetError("the client was not told to send the body, or did not send the whole")
-            exchange.step_down()
+            exchange.leave_loop()
             exchange.post(self._ask)
             self._arrived.acquire()
             if self._aborted:

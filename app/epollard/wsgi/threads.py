@@ -1,19 +1,29 @@
 """Leader and followers: the threads of a WSGI worker. One of them turns the loop; which one changes; no request ever moves.
 
-The leader calls the application inline: a quick request pays for no queue and no hand-over. While the application's code runs,
-its exchange is in the leader's hold of the loop (`wsgi.Hold`). A watching thread that sees the same exchange there for a while
-takes the loop, and makes a follower the leader. When the slow code returns, its thread finds its hold taken: that is how it
-learns that it leads no more.
+A thread that runs application code is in one of three states:
 
-The watcher never runs application code. Where all other threads are busy it turns the loop itself: connections are accepted,
-read, written and judged as ever, and requests wait for a thread. So `threads=1` is strictly one request at a time.
+    leader          turns the loop and calls the application inline: a quick request pays for no queue and no hand-over
+    follower        waits for a job: to lead, or to serve a request that is known to be slow
+    off the loop    runs a request without the loop, touches no socket, and posts to the loop what is to be sent
+
+    follower  --- told to lead ---------------------------------> leader
+    leader    --- the watcher revokes its lease (lease.py) -----> off the loop
+    leader    --- its request has to wait for the client -------> off the loop
+    follower  --- told to serve a request ----------------------> off the loop
+    off the loop  --- its request is over ----------------------> follower
+
+The watcher is one thread more, and never runs application code. It looks at the leader's lease once in `SLOW_AFTER`. Where it
+sees the same call twice, it revokes the lease and makes a follower the leader. When the slow code returns, its thread finds the
+lease revoked: that is how it learns that it leads no longer. Where no follower waits, the watcher turns the loop itself:
+connections are accepted, read, written and judged as ever, and requests wait for a thread. So `threads=1` is strictly one
+request at a time.
 """
 
 import io
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -21,77 +31,62 @@ from ..net.connection import Connection
 from ..net.loop import Loop
 from ..protocol.request import Request
 from .environ import Environment
-from .exchange import App, Exchange, Hold
+from .exchange import App, Exchange
 from .input import ExpectedInput, Upload
+from .lease import LoopLease
 
-# A call that lasts this long (seconds; at most twice as long, for the watcher looks once in this time) loses the loop.
-PATIENCE: Final = 0.004
-# Seconds after which a request that keeps its thread counts as a long one: a stream, a poll. Where long ones hold all threads
-# but the leader's, nothing is gained by keeping that one for quick requests: what was slow once would never be served.
-HELD: Final = 0.15
-# Looks without seeing anything run, after which the watcher sleeps until it is roused.
-QUIET_LOOKS: Final = 25
-# Paths whose last call was slow: they go to a follower at once.
-SLOW_PATHS: Final = 1024
+# Seconds after which a call counts as slow and loses the loop. The watcher looks once in this time, so it may be twice as long.
+SLOW_AFTER: Final = 0.004
+# Seconds after which a request without the loop counts as long: a stream, a poll. Where long ones have all threads but the
+# leader's, nothing is gained by keeping that one for quick requests: a request whose path was slow once would never be served.
+LONG_AFTER: Final = 0.15
+# Times that the watcher finds no call running, one after another, before it sleeps until the leader wakes it.
+QUIET_CHECKS: Final = 25
+# Paths whose last call was slow; they go to a follower at once.
+MAX_SLOW_PATHS: Final = 1024
 
 Access = Callable[[str, Request, int, int, float], object]
-Job = tuple[Connection, Request, Any]
+Job = tuple[Connection, Request, Any]  # the last one is the input: a body that is there or will be, or None
 
 
 class LoopLostError(BaseException):
     """Unwinds a thread that lost the loop in the middle of a turn. Not an error, and not for applications to catch."""
 
 
-class Seat(Hold):
-    """One thread that may run application code."""
-
-    __slots__ = ("since", "spent")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spent = 0.0  # seconds with such requests, in all
-        self.since = 0.0  # time.monotonic() when it began to run a request without the loop; 0: it does not
-
-
 class LeaderFollowers:
     """The threads of a worker, and the `connection.Application` that they serve."""
 
     def __init__(
-        self, loop: Loop, app: App, threads: int, processes: int, access: Access | None, local: tuple[str, str]
+        self, loop: Loop, app: App, *, threads: int, processes: int, access: Access | None, local: tuple[str, str]
     ) -> None:
         self.loop = loop
         self.threads = threads
         self.answered = 0
-        self.reply: tuple[str, Any, Any] = ("", None, None)  # see `wsgi.Host`
-        self.progress = time.monotonic()  # when a thread last became free or sent something
-        self.fresh: deque[Job] = deque()  # requests that wait for a leader
-        self._late: deque[Job] = deque()  # requests that are known to be slow, and wait for a follower
+        self.last_head: tuple[str, Any, Any] = ("", None, None)  # see `exchange.Runner`
         self._app = app
         self._local = local  # of most connections
         self._make_environ = Environment(threads=threads, processes=processes, local=local).make
         self._access = access
-        self._slow: dict[str, None] = {}
-        self._appointed = Seat()  # stands for a follower that has been told to lead and has not begun
-        self._leader: Seat | None = self._appointed  # None: the watcher turns the loop
-        self._seats: list[Seat] = []
-        self._free: list[None] = []  # one for each follower that waits; who pops one may put one job
+        self._progress = time.monotonic()  # when a thread last ended a request or sent something
+        self._slow_paths: dict[str, None] = {}
+        self._pending: deque[Job] = deque()  # requests that wait for a leader
+        self._pending_slow: deque[Job] = deque()  # requests that are known to be slow, and wait for a follower
+        self._leases: list[LoopLease[Exchange]] = []  # one for each thread that runs application code
+        self._promised: LoopLease[Exchange] = LoopLease()  # stands for a follower that was told to lead and has not begun
+        self._leader: LoopLease[Exchange] | None = self._promised  # None: the watcher turns the loop
+        self._waiting: list[None] = []  # one for each follower that waits: whoever pops one may put one job
         self._jobs: SimpleQueue[Job | bool | None] = SimpleQueue()  # True: lead; None: end
-        self._alarm: SimpleQueue[None] = SimpleQueue()  # wakes the watcher
-        self._asleep = False
+        self._watcher_wakeup: SimpleQueue[None] = SimpleQueue()
+        self._watcher_sleeps = False
         self._ended = False
 
     def run(self, ready: Callable[[], object]) -> None:
-        """Call `ready`, then serve on this thread and the others until `stop`. `RuntimeError` where they cannot be had."""
+        """Call `ready`, then serve on this thread and the others until `stop`. `RuntimeError`: no thread can be started."""
         for number in range(1, self.threads):
             threading.Thread(target=self._work, args=(False,), name=f"app-{number}", daemon=True).start()
         threading.Thread(target=self._watch, name="watcher", daemon=True).start()
         ready()
         self._work(True)
-
-    def post(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """See `wsgi.Host`."""
-        self.progress = time.monotonic()
-        self.loop.post(callback, *arguments)
 
     def stop(self) -> None:
         """End `run`."""
@@ -103,13 +98,12 @@ class LeaderFollowers:
         return True
 
     def alive(self, now: float) -> float:
-        """When the worker was last seen to live: it turns its loop, unless requests wait and no thread has moved."""
-        return self.progress if self._leader is None and self.fresh else now
+        """When the worker last showed a sign of life: now, unless requests wait for a thread and all threads are busy."""
+        return self._progress if self._leader is None and self._pending else now
 
     def spent(self, now: float) -> float:
-        """Seconds that threads have spent with requests beside the loop, on an average of those that slow requests get."""
-        running = [now - since for seat in self._seats if (since := seat.since)]
-        return (sum(seat.spent for seat in self._seats) + sum(running)) / max(self.threads - 1, 1)
+        """Seconds that threads have spent with requests without the loop, divided by the number that slow requests may have."""
+        return sum(lease.seconds(now) for lease in self._leases) / max(self.threads - 1, 1)
 
     def dismiss(self) -> None:
         """The server is going. A call of WSGI ends by itself."""
@@ -117,45 +111,43 @@ class LeaderFollowers:
     # connection.Application, on the loop's thread.
 
     def answer(self, connection: Connection, request: Request, body: Any = None) -> bytes | None:
-        """Answer a request, inline where that may be."""
-        seat = self._leader
-        if seat is None:
-            connection.defer()
-            self.fresh.append((connection, request, body))
-            return None
-        if self._slow and request.line.path in self._slow and self.threads > 1 and not self._held():
-            connection.defer()
-            self._delegate((connection, request, body))
+        """Answer a request. Long: the fast path, which contains what it could call (50 ns for each call)."""
+        lease = self._leader
+        if lease is None or (self._slow_paths and request.line.path in self._slow_paths and self._is_for_follower()):
+            self._postpone((connection, request, body))
             return None
         memo = request.memo
-        environ = memo.copy() if memo else self._make_environ(request)
-        if connection.local is not self._local:
-            environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
-        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
-        exchange = Exchange()  # and no method of it called that can be written out here: 50 ns each
-        exchange.host = self
+        if memo:
+            # As `Environment.make` does.
+            environ = memo.copy()
+            if connection.local is not self._local:
+                environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
+            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
+        else:
+            environ = self._make_environ(request, connection.local, connection.peer)
+        exchange = Exchange()
+        exchange.runner = self
         exchange.connection = connection
         exchange.request = request
-        exchange.hold = seat
+        exchange.lease = lease
         exchange.head = None
         exchange.opened = False
         if body is not None:
-            exchange.give(environ, body)
+            exchange.set_input(environ, body)
         if self._access is not None:
             exchange.started = time.perf_counter()
         error = None
-        seat.running = exchange
-        if self._asleep:  # after `running`: the watcher writes and looks in the other order
-            self._asleep = False
-            self._alarm.put(None)
+        lease.running = exchange
+        if self._watcher_sleeps:  # after `running` was set: the watcher writes and reads in the other order
+            self._wake_watcher()
         try:
             app = self._app  # `self._app(...)` looks for a method first
             result = app(environ, exchange.start_response)
         except BaseException as raised:
-            error = raised
-        seat.running = None
-        if seat.claimed is not None and seat.lost():
-            exchange.leading = False
+            error, result = raised, ()
+        lease.running = None
+        if lease.contested and lease.revoked():
+            exchange.on_loop = False
         elif error is None and type(result) is list and len(result) == 1:
             [content] = result
             head = exchange.head
@@ -167,24 +159,17 @@ class LeaderFollowers:
                 and (request.plain or (connection.closing and request.line.method != "HEAD"))
             ):
                 context = connection.context
-                answer = head.lines + (context.close_end if connection.closing else context.date_end) + content
+                response = head.lines + (context.close_end if connection.closing else context.date_end) + content
             else:
-                answer = exchange.whole(content)
-            if answer is not None:
+                response = exchange.whole(content)
+            if response is not None:
                 if self._access is None:
                     self.answered += 1
                 else:
                     assert head is not None
                     self.finished(connection, request, head.code, len(content), exchange.started)
-                return answer
-        exchange.away = False
-        if error is not None:
-            exchange.fail(error)
-        else:
-            exchange.deliver(result)
-        if not exchange.leading:
-            raise LoopLostError
-        return b""
+                return response
+        return self._send_by_exchange(exchange, result, error)
 
     def answer_with_body(self, connection: Connection, request: Request, body: bytes) -> bytes | None:
         """Answer a request whose body is there."""
@@ -199,137 +184,156 @@ class LeaderFollowers:
         connection.attach(Upload(self.answer, connection, request))
         return connection.read_body(connection.closing, False)
 
+    def _send_by_exchange(self, exchange: Exchange, result: Iterable[bytes], error: BaseException | None) -> bytes:
+        """The slow path of `answer`: the exchange sends what the application returned, or a 500 for what it raised."""
+        exchange.in_application = False
+        if error is not None:
+            exchange.fail(error)
+        else:
+            exchange.send_result(result)
+        if not exchange.on_loop:
+            raise LoopLostError
+        return b""
+
+    # exchange.Runner
+
+    def post(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """See `exchange.Runner`."""
+        self._progress = time.monotonic()
+        self.loop.post(callback, *arguments)
+
     def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
-        """See `wsgi.Host`."""
+        """See `exchange.Runner`."""
         self.answered += 1
         if self._access is not None:
             self._access(connection.peer[0], request, code, sent, time.perf_counter() - started)
 
-    # The loop changes hands.
-
-    def vacate(self) -> None:
-        """The leader, on whose thread this is called, has to wait: the loop goes to a follower, or to the watcher."""
-        if self._leader is not None:
-            self._leader.since = time.monotonic()
-        if not self._appoint():
+    def pass_loop_on(self) -> None:
+        """See `exchange.Runner`."""
+        if not self._promote_follower():
             self._leader = None
-            self._alarm.put(None)
+            self._watcher_wakeup.put(None)
 
-    def _appoint(self) -> bool:
+    # Who leads, and which requests wait for whom. On the loop's thread, except where a method says otherwise.
+
+    def _promote_follower(self) -> bool:
         """Make a waiting follower the leader, if there is one."""
-        if not self._claim():
+        if not self._reserve_follower():
             return False
-        self._leader = self._appointed
+        self._leader = self._promised
         self._jobs.put(True)
         return True
 
-    def _claim(self) -> bool:
-        """Claim a waiting follower, who then must be given a job."""
+    def _reserve_follower(self) -> bool:
+        """Reserve a waiting follower, which then must be given a job. On any thread."""
         try:
-            self._free.pop()
+            self._waiting.pop()
         except IndexError:
             return False
         return True
 
-    def _delegate(self, job: Job) -> None:
-        """A job for a follower. The leader leaves it alone, for the last thread is kept for quick requests."""
-        self._late.append(job)
-        self._hand_out()
-        if self._asleep:
-            self._asleep = False
-            self._alarm.put(None)
+    def _is_for_follower(self) -> bool:
+        """Whether a request that is known to be slow is left to the followers: the last thread is kept for quick ones."""
+        return self.threads > 1 and not self._followers_are_taken()
 
-    def _held(self) -> bool:
-        """Long requests hold every thread but the leader's."""
-        if self._free:
+    def _followers_are_taken(self) -> bool:
+        """Long requests have every thread but the leader's. On any thread."""
+        if self._waiting:
             return False
-        begun = time.monotonic() - HELD
-        return all(0 < seat.since < begun for seat in self._seats if seat is not self._leader)
+        since = time.monotonic() - LONG_AFTER
+        return all(0 < lease.off_loop_since < since for lease in self._leases if lease is not self._leader)
 
-    def _take_late(self) -> None:
-        """On the loop's thread: the leader runs what waits for a follower, where none will come."""
-        if self._late and self._leader is not None and self._held():
-            self._run_waiting(self._late)
-
-    def _run_waiting(self, jobs: deque[Job]) -> None:
-        try:
-            connection, request, body = jobs.popleft()
-        except IndexError:  # a thread became free and was faster
+    def _postpone(self, job: Job) -> None:
+        """The request waits: for a leader where there is none, else for a follower."""
+        connection = job[0]
+        connection.defer()
+        if self._leader is None:
+            self._pending.append(job)
             return
-        if connection.closed:
-            if body is not None:
-                body.close()
-            return
-        connection.close_if_draining()
-        answer = self.answer(connection, request, body)
-        if answer is not None:
-            connection.complete(answer)
+        self._pending_slow.append(job)
+        self._dispatch_slow()
+        if self._watcher_sleeps:
+            self._wake_watcher()
 
-    def _hand_out(self) -> None:
-        """Late requests to free threads. To be called whenever there may be both."""
-        while self._late and self._claim():
+    def _dispatch_slow(self) -> None:
+        """Give slow requests to waiting followers. On any thread, whenever there may be both."""
+        while self._pending_slow and self._reserve_follower():
             try:
-                self._jobs.put(self._late.popleft())
+                self._jobs.put(self._pending_slow.popleft())
             except IndexError:  # another thread was faster
-                self._free.append(None)
+                self._waiting.append(None)
+
+    def _lead_slow(self) -> None:
+        """The leader runs a request that waits for a follower, where none will come."""
+        if self._pending_slow and self._leader is not None and self._followers_are_taken():
+            self._lead_pending(self._pending_slow)
+
+    def _lead_pending(self, jobs: deque[Job]) -> None:
+        """The leader runs the first of the requests that wait."""
+        try:
+            job = jobs.popleft()
+        except IndexError:  # another thread became free and was faster
+            return
+        if not _still_wanted(job):
+            return
+        connection = job[0]
+        connection.close_if_draining()
+        response = self.answer(*job)
+        if response is not None:
+            connection.complete(response)
 
     # The life of a thread that runs application code.
 
     def _work(self, leading: bool) -> None:
-        seat = Seat()
-        self._seats.append(seat)
+        lease: LoopLease[Exchange] = LoopLease()
+        self._leases.append(lease)
         while not self._ended:
             if leading:
-                if self._lead(seat):
-                    self._end()
+                if self._lead(lease):
+                    self._end_threads()
                     return
                 leading = False
-            job = self._next_job(seat)
+            job = self._next_job(lease)
             if job is True:
                 leading = True
             elif job:
-                seat.since = time.monotonic()
+                lease.begin_request(time.monotonic())
                 self._serve(job)
 
-    def _lead(self, seat: Seat) -> bool:
-        """Turn the loop. True: it is stopped. False: somebody else turns it now."""
-        seat.claimed = None
-        self._leader = seat
-        self._hand_out()  # to who became free while the watcher turned the loop
+    def _lead(self, lease: LoopLease[Exchange]) -> bool:
+        """Turn the loop. True: it is stopped. False: another thread turns it now."""
+        lease.renew()
+        self._leader = lease
+        self._dispatch_slow()  # to threads that became free while the watcher turned the loop
         try:
-            while self.fresh:
-                self._run_waiting(self.fresh)
+            while self._pending:
+                self._lead_pending(self._pending)
             self.loop.finish_turn()
             self.loop.run()
         except LoopLostError:
             return False
         return True
 
-    def _next_job(self, seat: Seat) -> Job | bool | None:
-        self.progress = now = time.monotonic()
-        if seat.since:
-            seat.spent += now - seat.since
-            seat.since = 0.0
-        self._free.append(None)
+    def _next_job(self, lease: LoopLease[Exchange]) -> Job | bool | None:
+        """Wait as a follower."""
+        self._progress = now = time.monotonic()
+        lease.end_request(now)
+        self._waiting.append(None)
         if self._leader is None:
-            self.loop.wake()  # the watcher turns it, and is glad to give it away
+            self.loop.wake()  # the watcher turns it, and makes this thread the leader
         else:
-            self._hand_out()
+            self._dispatch_slow()
         return self._jobs.get()
 
     def _serve(self, job: Job) -> None:
         """Run one request without the loop."""
-        connection, request, body = job
-        if connection.closed:
-            if body is not None:
-                body.close()
+        if not _still_wanted(job):
             return
-        environ = self._make_environ(request)
-        environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.local
-        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = connection.peer
-        exchange = Exchange.beside(self, connection, request)
+        connection, request, body = job
+        environ = self._make_environ(request, connection.local, connection.peer)
+        exchange = Exchange.off_loop(self, connection, request)
         if body is not None:
-            exchange.give(environ, body)
+            exchange.set_input(environ, body)
         exchange.started = time.perf_counter()
         try:
             result = self._app(environ, exchange.start_response)
@@ -337,77 +341,88 @@ class LeaderFollowers:
             exchange.fail(error)
         else:
             if type(result) is list:  # else its work may be to come
-                self._judge(exchange)  # before its client has the answer, and can ask again
-            exchange.deliver(result)
-        self._judge(exchange)
+                self._forget_if_quick(exchange)  # before the client has the response, and can ask again
+            exchange.send_result(result)
+        self._forget_if_quick(exchange)
 
-    def _judge(self, exchange: Exchange) -> None:
-        """A quick call makes its path forgotten as a slow one."""
-        if time.perf_counter() - exchange.started < PATIENCE:
-            self._slow.pop(exchange.request.line.path, None)
+    def _forget_if_quick(self, exchange: Exchange) -> None:
+        """After a quick call its path counts as slow no longer."""
+        if time.perf_counter() - exchange.started < SLOW_AFTER:
+            self._slow_paths.pop(exchange.request.line.path, None)
 
-    def _end(self) -> None:
-        """The loop is stopped: let every thread go."""
+    def _end_threads(self) -> None:
+        """The loop is stopped: every thread ends when it has no request."""
         self._ended = True
         for _ in range(self.threads):
             self._jobs.put(None)
-        self._alarm.put(None)
+        self._watcher_wakeup.put(None)
 
     # The watcher.
+
+    def _wake_watcher(self) -> None:
+        self._watcher_sleeps = False
+        self._watcher_wakeup.put(None)
 
     def _watch(self) -> None:
         seen: Exchange | None = None
         quiet = 0
         while not self._ended:
             try:
-                self._alarm.get(timeout=PATIENCE)
+                self._watcher_wakeup.get(timeout=SLOW_AFTER)
             except Empty:
                 pass
-            seat = self._leader
-            if seat is None:
-                self._caretake()
+            lease = self._leader
+            if lease is None:
+                self._stand_in()
                 continue
-            if self._late and self._held():
-                self.loop.post(self._take_late)
-            running = seat.running
+            if self._pending_slow and self._followers_are_taken():
+                self.loop.post(self._lead_slow)
+            running = lease.running
             if running is None:
                 seen = None
                 quiet += 1
-                if quiet >= QUIET_LOOKS:
+                if quiet >= QUIET_CHECKS:
                     quiet = 0
-                    self._sleep(seat)
+                    self._sleep(lease)
                 continue
             quiet = 0
             if running is not seen:
                 seen = running
-                continue
-            seat.since = time.monotonic()  # before the loop is taken: who misses it may be free in a moment, and say so
-            if not seat.take(running):
-                seat.since = 0.0
-                continue
-            # From here on this thread has the loop.
-            seen = None
-            running.connection.defer()
-            if len(self._slow) >= SLOW_PATHS:
-                self._slow.clear()
-            self._slow[running.request.line.path] = None
-            if not self._appoint():
-                self._leader = None
-                self._caretake()
+            elif lease.revoke(running, time.monotonic()):
+                seen = None
+                self._move_loop_on(running)
 
-    def _sleep(self, seat: Seat) -> None:
-        """Wait until the leader rouses us. It looks at `_asleep` before each call: look once more after setting it."""
-        self._asleep = True
-        if self._leader is seat and seat.running is None and not self._late and not self._ended:
-            self._alarm.get()
-        self._asleep = False
+    def _sleep(self, lease: LoopLease[Exchange]) -> None:
+        """Wait until the leader wakes this thread."""
+        self._watcher_sleeps = True  # first: the leader sets `running`, then reads this
+        if self._leader is lease and lease.running is None and not self._pending_slow and not self._ended:
+            self._watcher_wakeup.get()
+        self._watcher_sleeps = False
 
-    def _caretake(self) -> None:
+    def _move_loop_on(self, slow: Exchange) -> None:
+        """This thread has taken the loop from a slow call: a follower gets it, or this thread turns it until one can."""
+        slow.connection.defer()
+        if len(self._slow_paths) >= MAX_SLOW_PATHS:
+            self._slow_paths.clear()
+        self._slow_paths[slow.request.line.path] = None
+        if not self._promote_follower():
+            self._leader = None
+            self._stand_in()
+
+    def _stand_in(self) -> None:
         """Turn the loop until a thread is free to lead."""
         loop = self.loop
         loop.finish_turn()
-        while not self._appoint():
+        while not self._promote_follower():
             if loop.stopped:
-                self._end()
+                self._end_threads()
                 return
             loop.turn()
+
+
+def _still_wanted(job: Job) -> bool:
+    """Whether the client of a request that had to wait is still there. If not, the body that came is given back."""
+    connection, _, body = job
+    if connection.closed and body is not None:
+        body.close()
+    return not connection.closed
