@@ -31,7 +31,7 @@ IMPORTS: dict[str, set[str]] = {
     # The two kinds of process.
     "worker": {"access_log", "asgi", "config", "demo", "importer", "log", "net", "protocol", "scoreboard", "wsgi"},
     "supervision": {"cgroup", "config", "log", "net", "scoreboard", "worker"},
-    "management": {"config", "log", "net", "protocol", "supervision"},
+    "management": {"config", "log", "net", "protocol", "scoreboard", "supervision"},
     "supervisor": {"cgroup", "config", "log", "management", "net", "scoreboard", "supervision", "worker"},
     # The command line.
     "cli": {"__init__", "config", "importer", "log", "supervisor"},
@@ -55,6 +55,7 @@ TESTED_ELSEWHERE = {
     "asgi/scope": ["server/test_asgi.py"],
     "asgi/websocket": ["server/test_websockets.py"],
     "config/values": ["config/test_options.py"],
+    "net/bpf": ["net/test_reuseport.py", "net/test_syn_filter.py"],
     "management/ctl": ["server/test_admin.py", "container/test_image.py"],
     "management/routes": ["server/test_admin.py"],
     "management/server": ["server/test_admin.py"],

@@ -126,7 +126,7 @@ def test_a_listener_that_cannot_be_had_is_no_worker_more(started, clock, sent, c
     of._workers = 2
     for _ in range(3):
         of._step()
-    assert capfd.readouterr().err.count("no worker more: another listener cannot be had: Too many open files") == 1
+    assert capfd.readouterr().err.count("cannot add a worker: another listener could not be opened: Too many open files") == 1
     assert len(of._listeners.slots) == of._workers == 1
     assert joined[0].fileno() == -1  # closed
 
@@ -179,7 +179,7 @@ def test_an_order_hurries_who_is_about_to_be_asked_to_go(started, clock, sent):
     going = (process(of), process(of, 1))[1]
     of._elastic = SimpleNamespace(next_look=0.0, look=lambda *_: (1, ""))
     of._step()
-    assert of._listeners.fading == [going.slot]
+    assert of._listeners.retiring == [going.slot]
     of.scale(1, 1, "test")
     clock.now += 2
     of._step()

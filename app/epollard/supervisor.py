@@ -95,11 +95,11 @@ class Supervisor:
                 self._workers, self._elastic = self._upgrade.slots, None  # until we lead
                 self._generation = self._generations = self._upgrade.generation + 1
                 self._configs = {self._generation: config}
-            self._listeners.bind(config, self._workers, self._upgrade.wills)
+            self._listeners.bind(config, self._workers, self._upgrade.inheritances)
         except (HandoverError, sockets.BindError) as error:
             log.error(str(error))
             return EXIT_FAILED
-        if not self._management.listen(config, self._upgrade.admin_wills):
+        if not self._management.listen(config, self._upgrade.management_inheritances):
             self._listeners.close(self._upgrade.shared)
             self._listeners.unlink()
             return EXIT_FAILED
@@ -248,21 +248,22 @@ class Supervisor:
             grace = self._config.graceful_timeout
             log.info(f"{why}stopping; what has begun may finish within {grace:g} s")
             self._upgrade.stop(signal.SIGTERM, self._now + grace + LAST_GRACE)
-            # Not `doors.SHUT`: who has connected and said nothing comes in after a second, and no listener is left for it then.
+            # Longer than `syn_filter.SYN_DROP_TIME`: a client that has connected and sent nothing is handed to us after a
+            # second, and no other listener will be left for it.
             self._closes_at = time.monotonic() + HANDSHAKE
             if not self._upgrade.shared:
-                self._listeners.shut()
+                self._listeners.refuse_handshakes()
         else:
             log.info(f"{why}stopping at once")
             self._upgrade.stop(signal.SIGQUIT, self._now + QUICK_GRACE + LAST_GRACE)
-        if level == QUICK or not self._arriving():
+        if level == QUICK or not self._handshakes_in_progress():
             self._close()
 
     def _close(self) -> None:
         """Close all listeners and ask all workers to go."""
         self._closes_at = math.inf
         if self._stopping == GRACEFUL:
-            self._listeners.bequeath()
+            self._listeners.lend_unserved()
         self._listeners.close(self._upgrade.shared)
         for process in self._pool.processes.values():
             self._retire(process)
@@ -271,8 +272,8 @@ class Supervisor:
         """What there is to tell."""
         return status.Facts(
             now=time.monotonic(),
-            going=self._going,
-            wanted=self._workers,
+            ending=self._going,
+            desired=self._workers,
             known=self._announced[1],
             generation=self._generation,
             slots=self._listeners.slots,
@@ -296,14 +297,14 @@ class Supervisor:
         self._succeed()
         if self._stopping:
             if self._closes_at < math.inf:
-                if self._due(self._closes_at) or not self._arriving():
+                if self._due(self._closes_at) or not self._handshakes_in_progress():
                     self._close()
                 else:
-                    self._look()
+                    self._steer()
             return None
         self._stretch()
         self._workers = self._listeners.resize(self._now, self._workers)
-        self._fade()
+        self._retire_slots()
         if worn := next_worn(self._pool.processes.values(), self._config, self._now):
             log.info(f"{worn} {worn.worn}: it is replaced")
         for slot in self._listeners.slots:
@@ -311,13 +312,13 @@ class Supervisor:
                 worker = self._start(slot)
                 if worker is not None or self._stopping:  # that was the last attempt
                     return worker
-        self._look()
+        self._steer()
         self._announce()
         return None
 
-    def _arriving(self) -> bool:
+    def _handshakes_in_progress(self) -> bool:
         """Whether we shall look again, because somebody is in the middle of a handshake."""
-        found = self._listeners.arriving()
+        found = self._listeners.handshakes_in_progress()
         if found:
             self._wake_at = min(self._wake_at, self._now + ARRIVAL)
         return found
@@ -329,9 +330,9 @@ class Supervisor:
         self._wake_at = min(self._wake_at, when)
         return False
 
-    def _look(self) -> None:
+    def _steer(self) -> None:
         if not self._upgrade.shared:
-            self._due(self._listeners.look(self._now))
+            self._due(self._listeners.steer(self._now))
 
     def _stretch(self) -> None:
         """Want as many workers as they are busy, where that is wanted."""
@@ -369,9 +370,11 @@ class Supervisor:
             self._management.leave()
             upgrade.hand_over()
             self._stop(GRACEFUL, f"the new supervisor (pid {upgrade.pid}) is ready: ")
-        elif upgrade.wanted and not upgrade.pid and not self._listeners.fading and len(self._listeners.slots) == self._workers:
+        elif (
+            upgrade.wanted and not upgrade.pid and not self._listeners.retiring and len(self._listeners.slots) == self._workers
+        ):
             try:
-                upgrade.spawn(self._listeners.wills(), self._management.wills(), self._handover())
+                upgrade.spawn(self._listeners.inheritances(), self._management.inheritances(), self._handover())
                 upgrade.deadline = self._now + self._config.boot_timeout
             except OSError as error:
                 log.error(f"{upgrade.wanted}: no new supervisor can be started: {error}")
@@ -387,11 +390,11 @@ class Supervisor:
             "bounds": (elastic.least, elastic.most) if elastic else (self._workers, self._workers),
         }
 
-    def _fade(self) -> None:
+    def _retire_slots(self) -> None:
         """Let go of slots that are too many, and of their workers."""
-        for slot in tuple(self._listeners.fading):
-            if self._due(slot.fades_at):
-                self._listeners.fade(slot, late=self._now > slot.fades_at + self._config.graceful_timeout)
+        for slot in tuple(self._listeners.retiring):
+            if self._due(slot.retires_at):
+                self._listeners.retire(slot, late=self._now > slot.retires_at + self._config.graceful_timeout)
                 for process in slot.processes:
                     if not process.leaving:
                         self._retire(process, slot.patient)
@@ -456,7 +459,7 @@ class Supervisor:
 
     def _hurry(self, why: str) -> None:
         """Nobody has waited for the end of those who may take their time. Now somebody does."""
-        for slot in self._listeners.fading:
+        for slot in self._listeners.retiring:
             slot.patient = False
         self._give_grace(self._pool.lingering, why)
 

@@ -236,7 +236,7 @@ class Worker:
         paused, self._paused = self._paused, []
         for listener in paused:
             self._watch(listener)
-        if self._orphaned and now - self._orphaned >= syn_filter.SHUT:
+        if self._orphaned and now - self._orphaned >= syn_filter.SYN_DROP_TIME:
             self._drain("the supervisor is gone")
         if server.draining and not self._listeners:
             interface.dismiss()
@@ -330,7 +330,7 @@ class Worker:
             self._drain("the supervisor is gone, and its predecessor goes on")
             return
         for listener in self._listeners:
-            syn_filter.shut(listener)
+            syn_filter.attach(listener)
         self._orphaned = time.monotonic()
 
     def _drain(self, why: str) -> None:

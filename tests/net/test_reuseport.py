@@ -1,4 +1,4 @@
-"""Steering: how shares follow from loads, and that real listeners get exactly what the program says."""
+"""BPF programs on groups of real listeners: each gets exactly the connections that the weights give it."""
 
 import contextlib
 import errno
@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
-from epollard.net import reuseport, sockets
-from epollard.net.reuseport import FINENESS, Steering, program, shares, waiting
+from epollard.net import bpf, sockets
+from epollard.net.reuseport import _SO_ATTACH_REUSEPORT_CBPF, Steering, program
+from epollard.net.sockets import queue_length
 from harness import wait_for
 
 
@@ -30,30 +31,13 @@ def connect():
     with contextlib.ExitStack() as stack:
 
         def connect(group, count):
-            before = sum(map(waiting, group.members))
+            before = sum(map(queue_length, group.members))
             for _ in range(count):
                 stack.enter_context(socket.create_connection(group.address)).send(b"G")
-            wait_for(lambda: sum(map(waiting, group.members)) == before + count)
-            return [waiting(member) for member in group.members]
+            wait_for(lambda: sum(map(queue_length, group.members)) == before + count)
+            return [queue_length(member) for member in group.members]
 
         yield connect
-
-
-@pytest.mark.parametrize(
-    ("loads", "expected", "result"),
-    [
-        ([0, 0, 0], 100, [FINENESS] * 3),
-        ([5, None, 5], 100, [FINENESS, 0, FINENESS]),
-        ([None, None], 100, [FINENESS] * 2),  # nobody can: then they wait everywhere
-        ([100, 0], 50, [0, FINENESS]),  # fewer than would fill it up
-        ([100, 0], 300, [FINENESS // 2, FINENESS]),  # 100 more to the one, 200 to the other
-        ([10, 4, 4], 0, [0, FINENESS, FINENESS]),  # the least that is expected: 4 for each
-        ([1000, 1000, 1010], 0, [FINENESS, FINENESS, 63]),  # half of what is open is expected: a burst does no harm
-    ],
-)
-def test_shares_fill_up_the_emptiest(loads, expected, result):
-    """After the connections that are expected all loads would be even, or as even as they can become."""
-    assert shares(loads, expected) == result
 
 
 @pytest.mark.parametrize(("weights", "targets"), [([1, 0, 0, 0], [0]), ([0, 0, 0, 1], [3]), ([0, 5, 0, 3], [1, 3])])
@@ -82,9 +66,9 @@ def test_indices_stay_right_while_listeners_come_and_go(group, connect):
         four.join()
         for meant in list(four.members):
             steered.steer({meant: 1})
-            before = waiting(meant)
+            before = queue_length(meant)
             connect(four, 3)
-            assert waiting(meant) == before + 3
+            assert queue_length(meant) == before + 3
 
 
 def test_a_listener_that_others_hold_open_leaves_all_the_same(group, connect):
@@ -99,9 +83,9 @@ def test_a_listener_that_others_hold_open_leaves_all_the_same(group, connect):
 def test_the_longest_program_is_taken(group, connect):
     """As many workers as may be configured: the kernel takes the program for all of them."""
     two = group(2)
-    reuseport.attach(two.members[0], reuseport._ATTACH, program([0] + [1] * 1023))
+    bpf.attach(two.members[0], _SO_ATTACH_REUSEPORT_CBPF, program([0] + [1] * 1023))
     assert len(program([1] * 1024)) // 8 <= 4096  # BPF_MAXINSNS
-    reuseport.attach(two.members[0], reuseport._ATTACH, program([0, 10**6] + [1] * 1022))
+    bpf.attach(two.members[0], _SO_ATTACH_REUSEPORT_CBPF, program([0, 10**6] + [1] * 1022))
     assert connect(two, 20)[1] >= 15  # all but those with an index that does not exist
 
 
@@ -113,7 +97,7 @@ def test_a_kernel_that_refuses_is_left_alone(group, connect, monkeypatch, capfd)
     def attach(listener, option, code):
         raise OSError(errno.ENOPROTOOPT, "Protocol not available")
 
-    monkeypatch.setattr(reuseport, "attach", attach)
+    monkeypatch.setattr(bpf, "attach", attach)
     for weight in range(1, 4):
         steered.steer({two.members[0]: weight})
     assert capfd.readouterr().err.count("new connections cannot be steered (Protocol not available)") == 1
@@ -125,14 +109,7 @@ def test_the_same_program_is_attached_once(group, monkeypatch):
     two = group(2)
     steered = Steering([two])
     attached = []
-    monkeypatch.setattr(reuseport, "attach", lambda listener, option, code: attached.append(code))
+    monkeypatch.setattr(bpf, "attach", lambda listener, option, code: attached.append(code))
     for _ in range(3):
         steered.steer({two.members[0]: 1})
     assert len(attached) == 1
-
-
-def test_a_unix_socket_has_no_length(tmp_path):
-    """It does not say how many wait in its queue, and is asked nothing."""
-    groups, ((listener,),) = sockets.bind([f"unix:{tmp_path}/it"], 1, 16, "nodelay")
-    assert waiting(listener) == 0
-    sockets.close(groups, [[listener]])

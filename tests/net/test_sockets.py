@@ -9,7 +9,7 @@ import pytest
 
 from epollard.net import sockets
 from epollard.net.sockets import BindError, UnixGroup
-from harness import HAS_V6
+from harness import HAS_V6, wait_for
 
 needs_v6 = pytest.mark.skipif(not HAS_V6, reason="this machine has no IPv6 loopback")
 
@@ -283,3 +283,21 @@ def test_only_the_own_unix_socket_is_removed(tmp_path):
         sockets.close(groups, listeners)
         sockets.unlink(groups)
         assert os.path.exists(path)
+
+
+@pytest.mark.parametrize("clients", [0, 1, 5])
+def test_the_length_of_a_queue(bind, clients):
+    """Connections that wait to be accepted are counted, without accepting one."""
+    (group,), ((listener,),) = bind("127.0.0.1:0")
+    with contextlib.ExitStack() as stack:
+        for _ in range(clients):
+            stack.enter_context(socket.create_connection(group.address)).send(b"G")
+        wait_for(lambda: sockets.queue_length(listener) == clients)
+
+
+def test_the_queue_of_a_unix_socket_has_no_length(bind, tmp_path):
+    """The kernel does not report it: 0, without a system call that would fail."""
+    _, ((listener,),) = bind(f"unix:{tmp_path}/it")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{tmp_path}/it")
+        assert sockets.queue_length(listener) == 0

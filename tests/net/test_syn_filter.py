@@ -38,16 +38,16 @@ def client(listener):
 
 def test_nobody_new_comes_in(listener, client):
     """Whoever knocks is not heard, not even by the kernel; nothing says that nobody is there."""
-    syn_filter.shut(listener)
+    syn_filter.attach(listener)
     with pytest.raises(TimeoutError):
         client()
-    assert not syn_filter.arriving([listener.getsockname()[1]])
+    assert not syn_filter.handshakes_in_progress([listener.getsockname()[1]])
 
 
 def test_who_is_on_the_way_comes_in(listener, client):
     """A client that has connected and not yet spoken may speak after the door is shut, and is heard."""
     early = client()
-    syn_filter.shut(listener)
+    syn_filter.attach(listener)
     early.sendall(b"It is me")
     accepted, _ = wait_for(lambda: accept(listener))
     with accepted:
@@ -66,7 +66,7 @@ def test_who_waits_still_waits(listener, client):
     clients = [client() for _ in range(5)]
     for number, one in enumerate(clients):
         one.sendall(b"%d" % number)
-    syn_filter.shut(listener)
+    syn_filter.attach(listener)
     for number in range(5):
         accepted, _ = listener.accept()
         with accepted:
@@ -76,24 +76,24 @@ def test_who_waits_still_waits(listener, client):
 def test_the_way_in_is_seen(listener, client):
     """A handshake under way is one from SYN to the first byte; other ports' do not count."""
     port = listener.getsockname()[1]
-    assert not syn_filter.arriving([port])
+    assert not syn_filter.handshakes_in_progress([port])
     early = client()
-    assert syn_filter.arriving([port])
-    assert syn_filter.arriving([1, port])
-    assert not syn_filter.arriving([1])
-    assert not syn_filter.arriving([])
+    assert syn_filter.handshakes_in_progress([port])
+    assert syn_filter.handshakes_in_progress([1, port])
+    assert not syn_filter.handshakes_in_progress([1])
+    assert not syn_filter.handshakes_in_progress([])
     early.sendall(b"It is me")
-    assert not syn_filter.arriving([port])
+    assert not syn_filter.handshakes_in_progress([port])
     accepted, _ = listener.accept()
     with accepted:
-        assert not syn_filter.arriving([port])
+        assert not syn_filter.handshakes_in_progress([port])
 
 
 def test_a_door_opens_again(listener, client):
     """Who knocks then is let in; who has not been kept out before, too."""
-    syn_filter.reopen(listener)
-    syn_filter.shut(listener)
-    syn_filter.reopen(listener)
+    syn_filter.detach(listener)
+    syn_filter.attach(listener)
+    syn_filter.detach(listener)
     client()
 
 
@@ -105,6 +105,6 @@ def test_a_unix_socket(tmp_path):
         listener.listen()
         listener.setblocking(False)
         early.connect(f"{tmp_path}/it")
-        syn_filter.shut(listener)
+        syn_filter.attach(listener)
         assert late.connect_ex(f"{tmp_path}/it") == errno.ECONNREFUSED
         listener.accept()[0].close()

@@ -26,7 +26,7 @@ def test_nobody_waits_for_a_stopped_worker(start):
             wait_for(lambda victim=victim: str(victim) in answering(server))
     assert [failure for failure in load.failures if "one-shot" in failure] == []
     assert load.slowest < PROMISE
-    server.wait_log("worker [01] does not take its connections")
+    server.wait_log(r"worker [01] is not accepting connections; siblings are taking its \d+ queued")
 
 
 def answering(server):
@@ -45,7 +45,7 @@ def test_a_queue_is_served_by_a_sibling(start):
     assert {server.get("/pid").text for _ in range(10)} == {str(other)}  # nothing new goes to the stopped one
     before = descriptors(other)
     os.kill(stopped, signal.SIGCONT)
-    server.wait_log("worker 0 takes connections again")
+    server.wait_log("worker 0 accepts connections again")
     wait_for(lambda: str(stopped) in answering(server))
     wait_for(lambda: descriptors(other) < before)
 

@@ -88,7 +88,7 @@ def test_steering_can_be_switched_off(start):
 def test_a_unix_socket_is_not_steered(start, tmp_path):
     """It says so once, and serves."""
     server = start(workers=2, bind=f"unix:{tmp_path}/it")
-    assert server.log.count("nothing to steer") == 1
+    assert server.log.count("its connections are not steered") == 1
 
 
 def scale(server, workers):

@@ -300,7 +300,7 @@ def test_the_management_address_answers_all_the_while(start):
     asking.start()
     try:
         for count in range(5):
-            assert ctl(server, "upgrade") == "a new supervisor is started from the code on disk\n"
+            assert ctl(server, "upgrade") == "a new supervisor is being started from the code on disk\n"
             server.wait_log("this supervisor leads", count + 1)
             assert ctl(server, "healthcheck") == "ready\n"
             server.wait_log("stopped: ", count + 1)
@@ -434,7 +434,7 @@ def test_a_server_that_is_broken_on_disk(start, tmp_path):
     """A half-written new version of epollard itself: the old one goes on with what it has in memory."""
     shutil.copytree(SOURCE, tmp_path / "app")
     server = start(CONTROL, env={"PYTHONPATH": f"{tmp_path}/app:{TESTS}"})
-    (tmp_path / "app" / "epollard" / "sockets.py").write_text('"""Half')
+    (tmp_path / "app" / "epollard" / "net" / "sockets.py").write_text('"""Half')
     fails(server, 1, "SyntaxError")
     server.signal(signal.SIGTTIN)
     server.wait_log("2 workers ready")
@@ -444,7 +444,7 @@ def test_a_version_that_knows_another_handover(start, tmp_path):
     """It says so instead of guessing."""
     shutil.copytree(SOURCE, tmp_path / "app")
     server = start(CONTROL, env={"PYTHONPATH": f"{tmp_path}/app:{TESTS}"})
-    room = tmp_path / "app" / "epollard" / "upgrade.py"
+    room = tmp_path / "app" / "epollard" / "supervision" / "upgrade.py"
     room.write_text(room.read_text().replace("FORMAT: Final = 1 ", "FORMAT: Final = 7 "))
     fails(server, 1, "EPOLLARD_HANDOVER: this version cannot take over from the one that is running")
 

@@ -10,7 +10,7 @@ import pytest
 
 from epollard.net import syn_filter
 from epollard.net.loop import Loop
-from epollard.net.reuseport import waiting
+from epollard.net.sockets import queue_length
 from epollard.supervision.listeners import HANDSHAKE, Listeners
 from harness import wait_for
 from staff import settings
@@ -45,7 +45,7 @@ def clients(listeners, count):
         for _ in range(count):
             client = stack.enter_context(socket.create_connection(listeners.groups[0].address, timeout=5))
             client.sendall(b"GET / HTTP/1.1\r\n")
-        wait_for(lambda: sum(waiting(own) for slot in listeners.every for own in slot.listeners) == count)
+        wait_for(lambda: sum(queue_length(own) for slot in listeners.all_slots for own in slot.listeners) == count)
         yield
 
 
@@ -63,7 +63,7 @@ def test_one_slot_more_is_one_listener_more_on_the_same_port(opened):
     assert [slot.index for slot in listeners.slots] == [0, 1]
     assert len({slot.listeners[0].getsockname() for slot in listeners.slots}) == 1
     with clients(listeners, CLIENTS):
-        assert all(waiting(slot.listeners[0]) for slot in listeners.slots)
+        assert all(queue_length(slot.listeners[0]) for slot in listeners.slots)
 
 
 def test_a_slot_that_fades_is_closed_when_its_queue_is_empty(opened):
@@ -71,15 +71,15 @@ def test_a_slot_that_fades_is_closed_when_its_queue_is_empty(opened):
     listeners = opened(2)
     with clients(listeners, CLIENTS):
         assert listeners.resize(NOW, 1) == 1
-        (slot,) = listeners.fading
+        (slot,) = listeners.retiring
         assert slot.index == 1
-        assert slot.fades_at == NOW + HANDSHAKE
-        listeners.fade(slot, late=False)
-        assert listeners.fading == [slot]
-        for _ in range(waiting(slot.listeners[0])):
+        assert slot.retires_at == NOW + HANDSHAKE
+        listeners.retire(slot, late=False)
+        assert listeners.retiring == [slot]
+        for _ in range(queue_length(slot.listeners[0])):
             slot.listeners[0].accept()[0].close()
-        listeners.fade(slot, late=False)
-    assert listeners.fading == []
+        listeners.retire(slot, late=False)
+    assert listeners.retiring == []
     assert slot.listeners[0].fileno() == -1
     assert len(listeners.groups[0].members) == 1
 
@@ -89,8 +89,8 @@ def test_a_slot_that_fades_does_not_wait_for_ever(opened):
     listeners = opened(2)
     with clients(listeners, CLIENTS):
         listeners.resize(NOW, 1)
-        listeners.fade(listeners.fading[0], late=True)
-    assert listeners.fading == []
+        listeners.retire(listeners.retiring[0], late=True)
+    assert listeners.retiring == []
 
 
 @pytest.mark.parametrize("steer", ["on", "off"])
@@ -99,13 +99,13 @@ def test_a_slot_that_is_wanted_again_stays(opened, steer):
     listeners = opened(2, "--steer", steer)
     slot = listeners.slots[1]
     listeners.resize(NOW, 1)
-    assert listeners.resize(NOW + syn_filter.SHUT / 2, 2) == 2
+    assert listeners.resize(NOW + syn_filter.SYN_DROP_TIME / 2, 2) == 2
     assert listeners.slots[1] is slot
-    assert listeners.fading == []
+    assert listeners.retiring == []
     with clients(listeners, CLIENTS):  # a SYN that is dropped would come again after a second
-        assert waiting(slot.listeners[0])
+        assert queue_length(slot.listeners[0])
     listeners.resize(NOW, 1)
-    listeners.resize(slot.fades_at, 2)
+    listeners.resize(slot.retires_at, 2)
     assert listeners.slots[1] is not slot
 
 
@@ -121,19 +121,19 @@ def test_where_nothing_is_steered_the_door_is_shut_first(opened):
             client.connect_ex(address)
             with contextlib.suppress(OSError):
                 client.send(b"GET")
-        assert waiting(listeners.fading[0].listeners[0]) == 0
-        listeners.fade(listeners.fading[0], late=False)
-        assert listeners.fading == []
+        assert queue_length(listeners.retiring[0].listeners[0]) == 0
+        listeners.retire(listeners.retiring[0], late=False)
+        assert listeners.retiring == []
 
 
 def test_a_door_that_is_shut_keeps_nobody_who_has_come(opened):
     """At the end: no new handshake, but who waits is still there to be accepted."""
     listeners = opened(1)
     with clients(listeners, 3):
-        listeners.shut()
+        listeners.refuse_handshakes()
         with pytest.raises(TimeoutError):
             socket.create_connection(listeners.groups[0].address, timeout=0.2)
-        assert waiting(listeners.slots[0].listeners[0]) == 3
+        assert queue_length(listeners.slots[0].listeners[0]) == 3
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -154,14 +154,14 @@ def test_a_worker_keeps_the_listeners_of_its_slot_only(opened):
     listeners = opened(3)
     listeners.resize(NOW, 2)
     listeners.disown(listeners.slots[1])
-    assert [slot.listeners[0].fileno() == -1 for slot in listeners.every] == [True, False, True]
+    assert [slot.listeners[0].fileno() == -1 for slot in listeners.all_slots] == [True, False, True]
 
 
 def test_a_change_of_who_serves_is_acted_upon_at_once(opened):
     """A worker that is ready, or leaves, or is gone: the next look is not waited for; without a change it is."""
     listeners = opened(2)
-    looks = []
-    listeners._balance = SimpleNamespace(next_look=math.inf, look=lambda *words: looks.append(words), steering=None)
+    calls = []
+    listeners._balance = SimpleNamespace(due_at=math.inf, steer=lambda *words: calls.append(words))
     changes = []
     for change in (
         lambda: None,
@@ -169,12 +169,12 @@ def test_a_change_of_who_serves_is_acted_upon_at_once(opened):
         lambda: changes.append(serves(listeners.slots[1])),
         lambda: setattr(changes[0], "leaving", True),
         lambda: listeners.slots[1].processes.remove(changes[1]),
-        lambda: listeners.fading.append(listeners.slots.pop()),
-        lambda: listeners.slots.append(listeners.fading.pop()),
+        lambda: listeners.retiring.append(listeners.slots.pop()),
+        lambda: listeners.slots.append(listeners.retiring.pop()),
     ):
         change()
         for _ in range(3):
-            assert listeners.look(NOW) == math.inf
-        assert len(looks) == 1
-        looks.clear()
+            assert listeners.steer(NOW) == math.inf
+        assert len(calls) == 1
+        calls.clear()
     listeners._balance = opened(1)._balance

@@ -14,7 +14,7 @@ def queue(monkeypatch):
     """A slot with a ready worker; `queue.length` is how many wait in its one listener."""
     queue = SimpleNamespace(length=0, slot=Slot(0, [None]), record=[0] * 16)
     queue.slot.processes.append(SimpleNamespace(record=queue.record, ready=True, leaving=False))
-    monkeypatch.setattr(slots, "waiting", lambda listener: queue.length)
+    monkeypatch.setattr(slots, "queue_length", lambda listener: queue.length)
     queue.slot.look(100.0, False)
     return queue
 

@@ -80,7 +80,7 @@ def old():
 
 
 def wills_of(groups, listeners):
-    return [inherited(group.will([own[at] for own in listeners])) for at, group in enumerate(groups)]
+    return [inherited(group.inheritance([own[at] for own in listeners])) for at, group in enumerate(groups)]
 
 
 def test_the_kernels_order_is_handed_over(old):
@@ -108,7 +108,7 @@ def test_nothing_is_changed_before_it_is_ours(old):
         return [mine.getsockopt(socket.IPPROTO_TCP, option) for option in (socket.TCP_NODELAY, socket.TCP_CORK)]
 
     assert options() == [1, 0]
-    found.settle()
+    found.take_over()
     assert options() == [0, 1]
     mine.close()
 
@@ -120,7 +120,7 @@ def test_a_unix_socket_is_known_by_its_file(old, tmp_path):
     (found,), mine = sockets.bind([f"unix:{path}"], 1, 16, "nodelay", wills_of(groups, listeners))
     sockets.unlink([found])
     assert path.exists()
-    found.settle()
+    found.take_over()
     sockets.unlink([found])
     assert not path.exists()
     sockets.close([found], mine)
@@ -129,7 +129,7 @@ def test_a_unix_socket_is_known_by_its_file(old, tmp_path):
     wills = wills_of(groups, listeners)
     (found,), mine = sockets.bind([f"unix:{path}"], 1, 16, "nodelay", wills)
     assert len(wills) == 1
-    sockets.unlink_left(wills[0])
+    sockets.unlink_inherited(wills[0])
     assert path.exists()
     os.close(wills[0].listeners[0])
     sockets.close([found], mine)

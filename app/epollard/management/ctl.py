@@ -1,6 +1,6 @@
-"""`epollardctl`: tells a running server what to do, and asks whether it is well. Finds its address as the server itself does.
+"""`epollardctl`: sends commands to a running server, and checks its health. Finds the address in the way the server does.
 
-Exit status: 0 done, or well; 1 refused, not well, or nobody there; 2 a command that makes no sense, or bad configuration.
+Exit status: 0 done, or healthy; 1 refused, not healthy, or no server there; 2 an invalid command, or bad configuration.
 """
 
 import http.client
@@ -18,26 +18,28 @@ DONE: Final = 0
 FAILED: Final = 1
 BAD_USAGE: Final = 2
 
-PATIENCE: Final = 3.0  # seconds for an answer; HEALTHCHECK gives us 5 for all
-ANSWER_BYTES: Final = 1 << 20
-_STRANGER: Final = "{}: what answers there is no epollard"
+RESPONSE_TIMEOUT: Final = 3.0  # seconds; the image's HEALTHCHECK has 5 in all
+MAX_RESPONSE: Final = 1 << 20  # bytes
+_STATUS: Final = "the server responds with status {}"
+_NOT_EPOLLARD: Final = "{}: the server there is not epollard"
 
 USAGE: Final = """\
 usage: epollardctl COMMAND [OPTIONS]
 
-  scale N        N workers; MIN..MAX: as many as they are busy
-  reload         replace all workers by ones that import the application anew
-  upgrade        replace the server itself by what is on disk now
-  drain          stop, once what has begun is finished
-  status         what the workers are doing
-  healthcheck    exit status 0 where the server is ready, else 1 and why not
+  scale N        set the number of workers; MIN..MAX scales between the two by load
+  reload         replace all workers by ones that import the application again
+  upgrade        replace the server itself by the version that is now on disk
+  drain          finish in-flight requests, then stop
+  status         show the state of each worker
+  healthcheck    exit with 0 if the server is ready, else print why not and exit with 1
 
-OPTIONS are those of epollard; --admin ADDR says where the server is managed. Without it that is read as the
-server reads it: from its own command line where it is PID 1, from EPOLLARD_ADMIN, from its file, else 127.0.0.1:8001.
+OPTIONS are those of epollard; --admin ADDR is the server's management address. Without it the address is found as the
+server finds it: in the command line of PID 1 (if that is epollard), in EPOLLARD_ADMIN, in the configuration file, or it is
+127.0.0.1:8001.
 """
 
 
-class Failure(Exception):  # noqa: N818  (an answer, no fault)
+class Failure(Exception):  # noqa: N818  (a result, not a fault)
     """One line: what did not work."""
 
 
@@ -51,16 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = words.pop(0) if command == "scale" and words else ""
     try:
         if command not in ("scale", "reload", "upgrade", "drain", "status", "healthcheck"):
-            raise options.ConfigError(f"{command!r} is no command; epollardctl --help shows all there are")
+            raise options.ConfigError(f"unknown command {command!r}; epollardctl --help lists all commands")
         if command == "scale":
             options.parse("workers", workers, "scale")
-        asked = options.parse_arguments(words)
-        if asked.action == "--help":
+        arguments = options.parse_arguments(words)
+        if arguments.action == "--help":
             print(USAGE, end="")
             return DONE
-        if extra := asked.action or "".join(asked.given["app"].texts if "app" in asked.given else ()):
-            raise options.ConfigError(f"{command}: {extra!r} is one too many; epollardctl --help shows all there is")
-        settings = find(asked)
+        if extra := arguments.action or "".join(arguments.given["app"].texts if "app" in arguments.given else ()):
+            raise options.ConfigError(f"{command}: unexpected argument {extra!r}; epollardctl --help shows the usage")
+        settings = find(arguments)
     except options.ConfigError as error:
         print(f"epollardctl: {error}", file=sys.stderr)
         return BAD_USAGE
@@ -72,15 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def find(asked: options.Arguments) -> options.Config:
+def find(arguments: options.Arguments) -> options.Config:
     """The configuration of the server that is meant. `ConfigError`."""
-    settings = options.load({**options.parse_arguments(_command_line()).given, **asked.given}, os.environ).config
-    os.chdir(settings.chdir)  # relative paths of Unix sockets count from there
+    settings = options.load({**options.parse_arguments(_command_line()).given, **arguments.given}, os.environ).config
+    os.chdir(settings.chdir)  # relative paths of Unix sockets start there
     return settings
 
 
 def _command_line() -> list[str]:
-    """The arguments of PID 1, or none where that is some other program (`docker run --init`)."""
+    """The arguments of PID 1, or none if that is another program (`docker run --init`)."""
     try:
         with open("/proc/1/cmdline", encoding="utf-8", errors="surrogateescape") as file:
             words = file.read().split("\0")[:-1]
@@ -91,84 +93,84 @@ def _command_line() -> list[str]:
 
 
 def _run(command: str, workers: str, settings: options.Config) -> str:
-    """What to print. `Failure`."""
+    """Returns what to print. `Failure`."""
     if command == "healthcheck":
         return _check(settings)
     if settings.admin == "off":
         raise Failure("the server has no management address (--admin off)")
     if command == "status":
-        _, told = _ask(settings.admin, "GET", "/readyz")
+        _, report = _request(settings.admin, "GET", "/readyz")
         try:
-            return _table(told)
+            return _table(report)
         except (LookupError, TypeError):
-            raise Failure(_STRANGER.format(settings.admin)) from None
+            raise Failure(_NOT_EPOLLARD.format(settings.admin)) from None
     target = f"/{command}?{urlencode({'workers': workers})}" if workers else f"/{command}"
-    status, told = _ask(settings.admin, "POST", target)
-    if status != http.client.ACCEPTED or "done" not in told:
-        raise Failure(str(told.get("error", f"the server answers {status}")))
-    return str(told["done"])
+    status, result = _request(settings.admin, "POST", target)
+    if status != http.client.ACCEPTED or "done" not in result:
+        raise Failure(str(result.get("error", _STATUS.format(status))))
+    return str(result["done"])
 
 
 def _check(settings: options.Config) -> str:
-    """Whether the server is ready. Where nobody manages it: whether every address answers, without asking the application."""
+    """Whether the server is ready. Without management: whether each address responds, without asking the application."""
     if settings.admin != "off":
         try:
-            status, told = _ask(settings.admin, "GET", "/readyz")
-            if "ready" not in told:
-                raise Failure(str(told.get("error", _STRANGER.format(settings.admin))))
+            status, report = _request(settings.admin, "GET", "/readyz")
+            if "ready" not in report:
+                raise Failure(str(report.get("error", _NOT_EPOLLARD.format(settings.admin))))
         except Failure:
             if settings.admin_asked:
                 raise
-            # By default the server goes on without where somebody else has the address.
+            # If another program has the default address, the server runs without management.
         else:
             if status != http.client.OK:
-                raise Failure("; ".join(map(str, told.get("reasons", [f"the server answers {status}"]))))
+                raise Failure("; ".join(map(str, report.get("reasons", [_STATUS.format(status)]))))
             return "ready"
     for address in settings.bind:
-        status, _ = _ask(address, "OPTIONS", "*")
+        status, _ = _request(address, "OPTIONS", "*")
         if status != http.client.OK:
-            raise Failure(f"{address} answers {status}")
-    return "every address answers"
+            raise Failure(f"{address} responds with status {status}")
+    return "every address responds"
 
 
-def _table(told: dict[str, Any]) -> str:
-    workers = told["workers"]
-    lines = [f"{'ready' if told['ready'] else 'not ready'}: {workers['ready']} of {workers['wanted']} workers"]
-    lines += told["reasons"]
-    for slot in told["slots"]:
+def _table(report: dict[str, Any]) -> str:
+    workers = report["workers"]
+    lines = [f"{'ready' if report['ready'] else 'not ready'}: {workers['ready']} of {workers['wanted']} workers"]
+    lines += report["reasons"]
+    for slot in report["slots"]:
         parts = [f"worker {slot['slot']}: {slot['state']}"]
         parts += [f"{name} {slot[name]}" for name in ("pid", "generation") if name in slot]
         lines.append(", ".join(parts))
     return "\n".join(lines)
 
 
-def _ask(address: str, method: str, target: str) -> tuple[int, dict[str, Any]]:
-    """Status and JSON of one answer; of what is no JSON, nothing. `Failure`."""
-    connection = http.client.HTTPConnection("localhost", timeout=PATIENCE)
+def _request(address: str, method: str, target: str) -> tuple[int, dict[str, Any]]:
+    """Status and JSON object of one response; an empty object if it is not one. `Failure`."""
+    connection = http.client.HTTPConnection("localhost", timeout=RESPONSE_TIMEOUT)
     try:
         connection.sock = _connect(address)
         connection.request(method, target, headers={"Connection": "close"})
-        answer = connection.getresponse()
-        # All of it: who leaves early is counted as a client that was lost.
-        body = answer.read(ANSWER_BYTES)
+        response = connection.getresponse()
+        # All of it: a client that leaves before the end is counted as aborted.
+        body = response.read(MAX_RESPONSE)
     except (OSError, http.client.HTTPException) as error:
         raise Failure(f"{address}: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}") from None
     finally:
         connection.close()
     try:
-        told = json.loads(body)
+        value = json.loads(body)
     except ValueError:
-        told = {}
-    return answer.status, told if isinstance(told, dict) else {}
+        value = {}
+    return response.status, value if isinstance(value, dict) else {}
 
 
 def _connect(address: str) -> socket.socket:
-    """The wildcard addresses reach this host when connected to (Linux)."""
+    """Connect. On Linux connecting to a wildcard address reaches this host."""
     if not address.startswith("unix:"):
         host, _, port = address.rpartition(":")
-        return socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE)
+        return socket.create_connection((host.strip("[]"), int(port)), timeout=RESPONSE_TIMEOUT)
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(PATIENCE)
+    sock.settimeout(RESPONSE_TIMEOUT)
     try:
         sock.connect(address.removeprefix("unix:"))
     except OSError:

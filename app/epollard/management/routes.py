@@ -1,4 +1,4 @@
-"""What the management listener serves: pages made of the supervisor's facts, and commands that change its wish."""
+"""What the management listener serves: pages made of the supervisor's facts, and commands that change what it aims at."""
 
 import os
 from typing import Final, Protocol
@@ -8,116 +8,116 @@ from ..config.options import Config, ConfigError, parse
 from ..net import sockets
 from ..net.loop import Loop
 from ..supervision import status
-from .server import Admin, Page, Refused
+from . import metrics
+from .server import Page, Refused, Server, json_text
 
-METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
-COMMAND: Final = "command"  # what the log calls whoever has come this way
+COMMAND: Final = "command"  # what the log calls the source of these requests
 
 
-class Managed(Protocol):
-    """The supervisor, as it is seen from here."""
+class Supervisor(Protocol):
+    """What the routes need of the supervisor. Commands return why they were refused, or "" if they were not."""
 
     def facts(self) -> status.Facts:
         """Its state now."""
 
     def scale(self, least: int, most: int, why: str) -> str:
-        """Want so many workers. Returns why not, where it cannot be."""
+        """Aim at that many workers."""
 
     def reload(self, why: str) -> str:
-        """Want all workers replaced. Returns why not, where it cannot be."""
+        """Replace all workers."""
 
     def upgrade(self, why: str) -> str:
-        """Want a new supervisor, from the code on disk. Returns why not, where it cannot be."""
+        """Start a new supervisor from the code on disk."""
 
     def drain(self, why: str) -> None:
-        """Want everything to end, once what has begun is finished."""
+        """Stop, after in-flight requests have finished."""
 
 
 class Management:
     """The listener with its pages and commands."""
 
-    def __init__(self, loop: Loop, managed: Managed) -> None:
-        self._managed = managed
-        self._last: Page | None = None  # what `readyz` says when a successor leads
+    def __init__(self, loop: Loop, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._last: Page | None = None  # the response of `/readyz` once a successor leads
         pages = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics}
         commands = {"/scale": self._scale, "/reload": self._reload, "/upgrade": self._upgrade, "/drain": self._drain}
-        self._admin = Admin(loop, pages, commands)
-        self.tick = self._admin.tick
-        self.close = self._admin.close
-        self.disown = self._admin.disown
-        self.start = self._admin.start
-        self.wills = self._admin.wills
+        self._server = Server(loop, pages, commands)
+        self.tick = self._server.tick
+        self.close = self._server.close
+        self.disown = self._server.disown
+        self.start = self._server.start
+        self.inheritances = self._server.inheritances
 
     @property
     def groups(self) -> list[sockets.Group]:
         """Where it listens."""
-        return self._admin.groups
+        return self._server.groups
 
-    def listen(self, config: Config, wills: list[sockets.Will]) -> bool:
-        """Listen, unless that is switched off. False: the address was asked for, and cannot be had."""
+    def listen(self, config: Config, inheritances: list[sockets.Inheritance]) -> bool:
+        """Listen, unless that is switched off. False: the address was asked for explicitly, and is not available."""
         if config.admin == "off":
             return True
         try:
-            self._admin.listen(config.admin, wills)
+            self._server.listen(config.admin, inheritances)
         except sockets.BindError as error:
             if config.admin_asked:
                 log.error(f"management: {error}")
                 return False
-            log.warning(f"management: {error}; the server goes on without it (--admin chooses another address, or off)")
+            log.warning(f"management: {error}; the server runs without it (--admin sets another address, or off)")
         return True
 
     def leave(self) -> None:
-        """A successor is ready, and answers from now on. Who has come already is told what was true until now."""
+        """A successor is ready, and takes the next clients. Those that are here already get the state as it is now."""
         self._last = self._readyz()
-        self._admin.leave()
+        self._server.leave()
 
     # Pages.
 
     def _livez(self) -> Page:
-        """Whoever answers is alive. That nobody can be served is no reason to start it anew: see `readyz`."""
-        return Page(200, status.as_json({"alive": True, "pid": os.getpid()}))
+        """Any response means alive. That no client can be served is no reason for a restart: that is what `/readyz` is for."""
+        return Page(200, json_text({"alive": True, "pid": os.getpid()}))
 
     def _readyz(self) -> Page:
         if self._last is not None:
             return self._last
-        ready, told = status.readiness(self._managed.facts())
-        return Page(200 if ready else 503, status.as_json(told))
+        ready, report = status.readiness(self._supervisor.facts())
+        return Page(200 if ready else 503, json_text(report))
 
     def _metrics(self) -> Page:
-        return Page(200, status.metrics(self._managed.facts()), METRICS)
+        return Page(200, metrics.text(self._supervisor.facts()), metrics.CONTENT_TYPE)
 
     # Commands.
 
     def _scale(self, parameters: dict[str, str]) -> str:
-        self._refuse_at_the_end()
+        self._refuse_when_ending()
         try:
             workers = parse("workers", parameters.get("workers", ""), "workers")
         except ConfigError as error:
             raise Refused(400, str(error)) from None
         least, most = workers if isinstance(workers, tuple) else (workers, workers)
         if not isinstance(least, int) or not isinstance(most, int):
-            raise Refused(400, "workers: auto is for the start; a number is needed here")
-        if why := self._managed.scale(least, most, COMMAND):
+            raise Refused(400, "workers: auto is only for the start; this command needs a number")
+        if why := self._supervisor.scale(least, most, COMMAND):
             raise Refused(409, why)
         return f"{least} workers wanted" if least == most else f"{least} to {most} workers wanted"
 
     def _reload(self, parameters: dict[str, str]) -> str:
-        self._refuse_at_the_end()
-        if why := self._managed.reload(COMMAND):
+        self._refuse_when_ending()
+        if why := self._supervisor.reload(COMMAND):
             raise Refused(409, why)
-        return f"replacing all workers by generation {self._managed.facts().generation}"
+        return f"replacing all workers by generation {self._supervisor.facts().generation}"
 
     def _upgrade(self, parameters: dict[str, str]) -> str:
-        self._refuse_at_the_end()
-        if why := self._managed.upgrade(COMMAND):
+        self._refuse_when_ending()
+        if why := self._supervisor.upgrade(COMMAND):
             raise Refused(409, why)
-        return "a new supervisor is started from the code on disk"
+        return "a new supervisor is being started from the code on disk"
 
     def _drain(self, parameters: dict[str, str]) -> str:
-        self._refuse_at_the_end()
-        self._managed.drain(COMMAND)
-        return f"the server is {self._managed.facts().going}"
+        self._refuse_when_ending()
+        self._supervisor.drain(COMMAND)
+        return f"the server is {self._supervisor.facts().ending}"
 
-    def _refuse_at_the_end(self) -> None:
-        if going := self._managed.facts().going:
-            raise Refused(409, f"the server is {going}")
+    def _refuse_when_ending(self) -> None:
+        if ending := self._supervisor.facts().ending:
+            raise Refused(409, f"the server is {ending}")

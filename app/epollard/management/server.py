@@ -1,12 +1,13 @@
-"""The management listener: a small HTTP server on the supervisor's own loop. Waits for nobody, and runs no application's code.
+"""The management listener: a small HTTP server on the supervisor's own loop. Never blocks, and runs no application code.
 
-One request a connection. Pages are read by anybody who reaches the address; commands are taken from this machine only, and
-never from a browser: any web page can make one send a POST to 127.0.0.1, but not without saying where it came from.
+One request per connection. Every client that reaches the address may read pages; commands are taken from this machine only, and
+never from a browser: any web page can make a browser send a POST to 127.0.0.1, but not without headers that show its origin.
 """
 
 import contextlib
 import errno
 import ipaddress
+import json
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -20,32 +21,32 @@ from ..net import sockets
 from ..net.loop import IN, OUT, Loop
 from ..protocol import response
 from ..protocol.request import HeadReader, ProtocolError, Request
-from ..supervision.status import as_json
 
-# Seconds for a client, from its first byte to its last: who is well needs some ms.
-PATIENCE: Final = 5.0
-# Clients at once; one more, and the oldest of them goes: whoever only wants to hold a place loses it to who asks.
+# Seconds for a client, from the accept to the end of its response. One that works needs a few ms.
+CLIENT_TIMEOUT: Final = 5.0
+# Clients at the same time. One more, and the oldest is closed: a client that only occupies a place loses it to one that asks.
 MAX_CLIENTS: Final = 64
 BACKLOG: Final = 64
 ACCEPTS: Final = 16  # in one go
 RECEIVE: Final = 16384
-# Bytes of a request line, fields, bytes of all fields; probes and scrapers need a tenth of it.
+# Bytes of a request line, number of fields, bytes of all fields; probes and scrapers need a tenth of it.
 LIMITS: Final = (2048, 64, 16384)
-PARAMETERS: Final = 8  # of a query
+MAX_PARAMETERS: Final = 8  # of a query
 
 _JSON: Final = "application/json"
+_INTERNAL_ERROR: Final = "internal error, please report it"
 
 
 class Page(NamedTuple):
-    """An answer."""
+    """A response."""
 
     status: int
     text: str
-    kind: str = _JSON
+    content_type: str = _JSON
 
 
-class Refused(Exception):  # noqa: N818  (an answer, no fault)
-    """A command that is not carried out: the status to answer, and why in one line."""
+class Refused(Exception):  # noqa: N818  (a response, not a fault)
+    """A command that is not carried out: the status of the response, and why in one line."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(status, why)
@@ -53,10 +54,16 @@ class Refused(Exception):  # noqa: N818  (an answer, no fault)
         self.why = why
 
 
-Command = Callable[[dict[str, str]], str]  # from the parameters of the query to what is now wanted; raises `Refused`
+# From the parameters of the query to a line that says what happens now. Raises `Refused`.
+Command = Callable[[dict[str, str]], str]
 
 
-class Admin:
+def json_text(value: object) -> str:
+    """One line of JSON: for programs, and for people with curl."""
+    return json.dumps(value) + "\n"
+
+
+class Server:
     """The listener and its clients. `pages` are for GET, `commands` for POST, by path."""
 
     def __init__(self, loop: Loop, pages: Mapping[str, Callable[[], Page]], commands: Mapping[str, Command]) -> None:
@@ -64,30 +71,30 @@ class Admin:
         self.pages = pages
         self.commands = commands
         self.reader = HeadReader(*LIMITS)
-        self.clients: dict[Client, None] = {}  # the oldest first
+        self.clients: dict[Client, None] = {}  # oldest first
         self.groups: list[sockets.Group] = []
         self._listeners: list[socket.socket] = []
-        self._paused: list[socket.socket] = []  # that wait for a free descriptor
+        self._paused: list[socket.socket] = []  # until a descriptor may be free
         self._started = False
 
-    def listen(self, address: str, wills: list[sockets.Will]) -> None:
-        """Listen at `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`, with what a predecessor left of it. `sockets.BindError`."""
-        self.groups, (self._listeners,) = sockets.bind((address,), 1, BACKLOG, "nodelay", wills)
+    def listen(self, address: str, inheritances: list[sockets.Inheritance]) -> None:
+        """Listen on `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`, which a predecessor may have left us. `sockets.BindError`."""
+        self.groups, (self._listeners,) = sockets.bind((address,), 1, BACKLOG, "nodelay", inheritances)
         for group in self.groups:
             log.info(f"management on {group.url}")
 
     def start(self) -> None:
-        """Answer. Not before a predecessor does no more."""
+        """Accept clients. Not before a predecessor has stopped doing so."""
         self._started = True
         for listener in self._listeners:
             self.loop.watch(listener.fileno(), IN, partial(self._on_listener, listener))
 
-    def wills(self) -> list[sockets.Will]:
-        """What a successor needs to answer in our place."""
-        return [group.will([listener]) for group, listener in zip(self.groups, self._listeners, strict=True)]
+    def inheritances(self) -> list[sockets.Inheritance]:
+        """What a successor needs to serve in our place."""
+        return [group.inheritance([listener]) for group, listener in zip(self.groups, self._listeners, strict=True)]
 
     def leave(self) -> list[sockets.Group]:
-        """Listen no more; whoever has come is answered yet. Returns where that was."""
+        """Stop listening; clients that were accepted still get their response. Returns the groups."""
         for listener in self._listeners if self._started else ():
             self.loop.unwatch(listener.fileno())
         sockets.close(self.groups, [self._listeners])
@@ -95,7 +102,7 @@ class Admin:
         return left
 
     def tick(self) -> None:
-        """Once a second: let go of those whose time is over, and hear again of who comes."""
+        """Once a second: close clients whose time is over, and resume accepting."""
         now = time.monotonic()
         for listener in self._paused:
             self.loop.rewatch(listener.fileno(), IN)
@@ -104,13 +111,13 @@ class Admin:
             client.close()
 
     def close(self) -> None:
-        """The end: nobody is answered any more."""
+        """The end: close all clients and the listener."""
         for client in tuple(self.clients):
             client.close()
         sockets.unlink(self.leave())
 
     def disown(self) -> None:
-        """In a child: close its copies, and nothing else."""
+        """In a forked worker: close its copies, and do nothing else."""
         for client in self.clients:
             client.sock.close()
         sockets.close(self.groups, [self._listeners])
@@ -133,26 +140,26 @@ class Admin:
 
 
 class Client:
-    """One connection: a request, its answer, the end."""
+    """One connection: a request, its response, the end."""
 
-    def __init__(self, admin: Admin, sock: socket.socket) -> None:
-        self.admin = admin
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self.server = server
         self.sock = sock
-        self.deadline = time.monotonic() + PATIENCE
+        self.deadline = time.monotonic() + CLIENT_TIMEOUT
         self._buffer = b""
         self._out = memoryview(b"")
         sock.setblocking(False)
-        admin.clients[self] = None
-        admin.loop.watch(sock.fileno(), IN, self._on_request)
+        server.clients[self] = None
+        server.loop.watch(sock.fileno(), IN, self._on_request)
 
     def close(self) -> None:
-        """Forget it first: a child that is being forked may hold a copy."""
-        if self in self.admin.clients:
-            del self.admin.clients[self]
-            self.admin.loop.unwatch(self.sock.fileno())
+        """Close it. Unwatched first, because a worker that is being forked may hold a copy (see `Loop.unwatch`)."""
+        if self in self.server.clients:
+            del self.server.clients[self]
+            self.server.loop.unwatch(self.sock.fileno())
             self.sock.close()
 
-    # Its stages, as the loop calls them.
+    # Its stages: what the loop calls for it.
 
     def _on_request(self, events: int) -> None:
         data = self._receive()
@@ -160,21 +167,21 @@ class Client:
             return
         self._buffer += data
         try:
-            request = self.admin.reader.read(self._buffer)
+            request = self.server.reader.read(self._buffer)
             if request is not None:
-                self._answer(_respond(self.admin, request, self.sock), request.line.method != "HEAD")
+                self._send(_respond(self.server, request, self.sock), request.line.method != "HEAD")
         except ProtocolError as error:
-            self._answer(_error(error.status, error.reason))
+            self._send(_error(error.status, error.reason))
 
-    def _answer(self, page: Page, body: bool = True) -> None:
+    def _send(self, page: Page, body: bool = True) -> None:
         text = page.text.encode()
-        fields = [("Content-Type", page.kind), ("Content-Length", str(len(text))), ("Cache-Control", "no-store")]
+        fields = [("Content-Type", page.content_type), ("Content-Length", str(len(text))), ("Cache-Control", "no-store")]
         if page.status == HTTPStatus.METHOD_NOT_ALLOWED:
             fields.append(("Allow", "GET, HEAD, POST"))
         head = response.head(f"{page.status} {HTTPStatus(page.status).phrase}", fields)
         lines = (head.lines, response.CLOSE, response.date_line(time.time()), b"\r\n", text if body else b"")
         self._out = memoryview(b"".join(lines))
-        self.admin.loop.rehandle(self.sock.fileno(), self._on_writable)
+        self.server.loop.rehandle(self.sock.fileno(), self._on_writable)
         self._on_writable(OUT)
 
     def _on_writable(self, events: int) -> None:
@@ -186,19 +193,19 @@ class Client:
             self.close()
             return
         if self._out:
-            self.admin.loop.rewatch(self.sock.fileno(), OUT)
+            self.server.loop.rewatch(self.sock.fileno(), OUT)
             return
-        # Who has sent more than we read would lose the answer to a reset if we closed now (RFC 9112 9.6).
+        # Closing now would reset a client that has sent more than we read, and it would lose the response (RFC 9112 9.6).
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
-        self.admin.loop.rehandle(self.sock.fileno(), self._on_rest)
-        self.admin.loop.rewatch(self.sock.fileno(), IN)
+        self.server.loop.rehandle(self.sock.fileno(), self._on_rest)
+        self.server.loop.rewatch(self.sock.fileno(), IN)
 
     def _on_rest(self, events: int) -> None:
         self._receive()
 
     def _receive(self) -> bytes:
-        """What has come; at its end the client is closed."""
+        """What the client has sent. Closes the client if it has left."""
         try:
             data = self.sock.recv(RECEIVE)
         except BlockingIOError:
@@ -210,53 +217,53 @@ class Client:
         return data
 
 
-def _respond(admin: Admin, request: Request, sock: socket.socket) -> Page:
+def _respond(server: Server, request: Request, sock: socket.socket) -> Page:
     method, path = request.line.method, request.line.path
     try:
         here, there = sock.getsockname(), sock.getpeername()
     except OSError:  # gone already
         here, there = ("", 0), ("", 0)
     try:
-        if not _is_ours(request.fields.host or "", here):
-            raise Refused(421, "this Host is not known here: use localhost or an address")
-        if path in admin.pages and method in ("GET", "HEAD"):
-            return admin.pages[path]()
-        if path in admin.commands and method == "POST":
-            _judge_command(request, here, there)
-            return Page(202, as_json({"done": admin.commands[path](_parameters(request.line.query))}))
+        if not _is_known_host(request.fields.host or "", here):
+            raise Refused(421, "unknown Host: use localhost or an IP address")
+        if path in server.pages and method in ("GET", "HEAD"):
+            return server.pages[path]()
+        if path in server.commands and method == "POST":
+            _check_command(request, here, there)
+            return Page(202, json_text({"done": server.commands[path](_parameters(request.line.query))}))
     except Refused as refused:
         return _error(refused.status, refused.why)
-    except Exception as error:  # ours, and no reason to end a server
-        log.exception("a fault of epollard itself", error)
-        return _error(500, "a fault of epollard itself; its log has the traceback")
-    if path in admin.pages or path in admin.commands:
-        return _error(405, f"{path} is for {'GET' if path in admin.pages else 'POST'}")
-    return _error(404, f"there are {', '.join((*admin.pages, *admin.commands))}")
+    except Exception as error:  # a fault of ours must not end the supervisor
+        log.exception(_INTERNAL_ERROR, error)
+        return _error(500, f"{_INTERNAL_ERROR}: the log has the traceback")
+    if path in server.pages or path in server.commands:
+        return _error(405, f"{path} is for {'GET' if path in server.pages else 'POST'}")
+    return _error(404, f"not found; there are {', '.join((*server.pages, *server.commands))}")
 
 
 def _error(status: int, why: str) -> Page:
-    return Page(status, as_json({"error": why}))
+    return Page(status, json_text({"error": why}))
 
 
-def _is_ours(host: str, here: Any) -> bool:
-    """A page in a browser of this machine can let a name of its own stand for 127.0.0.1 (DNS rebinding): so no such name."""
+def _is_known_host(host: str, here: Any) -> bool:
+    """On loopback only localhost and addresses: a web page may make a name of its own resolve to 127.0.0.1 (DNS rebinding)."""
     if not _is_loopback(here):
         return True
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if name.startswith("["):
-        return True  # `HeadReader` has judged it
+        return True  # `HeadReader` has checked it
     return name.lower() in ("localhost", "") or not name.strip("0123456789.")
 
 
-def _judge_command(request: Request, here: Any, there: Any) -> None:
+def _check_command(request: Request, here: Any, there: Any) -> None:
     names = {name for name, _ in request.fields.items}
     if "origin" in names or "sec-fetch-site" in names:
-        raise Refused(403, "no command is taken from a browser")
-    # A Unix socket's file has an owner and a mode.
+        raise Refused(403, "commands are not accepted from browsers")
+    # Access to a Unix socket is governed by its file's owner and mode.
     if isinstance(here, tuple) and not _is_loopback(there) and here[0] != there[0]:
-        raise Refused(403, "commands are taken from this machine only; in a container: docker exec NAME epollardctl ...")
+        raise Refused(403, "commands are accepted from this machine only; in a container: docker exec NAME epollardctl ...")
     if request.fields.framed:
-        raise Refused(413, "a command has no body: its parameters stand in the query")
+        raise Refused(413, "a command has no body: its parameters belong in the query")
 
 
 def _is_loopback(address: Any) -> bool:
@@ -271,7 +278,9 @@ def _is_loopback(address: Any) -> bool:
 
 
 def _parameters(query: str) -> dict[str, str]:
+    if not query:
+        return {}
     try:
-        return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=PARAMETERS)) if query else {}
+        return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=MAX_PARAMETERS))
     except ValueError:
         raise Refused(400, "bad query") from None

@@ -1,7 +1,7 @@
-"""Listening sockets: from a checked address to listeners. Accepts nothing, knows no HTTP, and nothing of who will use them.
+"""Listening sockets: from a checked address to listeners. Accepts no connection and knows no HTTP.
 
 Each TCP address is a group of listeners that share it by SO_REUSEPORT, one for each slot, so that every worker has a queue of
-its own. Unix sockets know no SO_REUSEPORT: their group is one listener, of which every slot has a duplicate.
+its own. Unix sockets have no SO_REUSEPORT: their group is one listener, of which every slot has a duplicate.
 """
 
 import contextlib
@@ -9,122 +9,129 @@ import errno
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 # Set on the listener: on Linux what it accepts inherits both, and no connection pays a system call for it.
 _TCP_OPTIONS: Final = {"nodelay": socket.TCP_NODELAY, "cork": socket.TCP_CORK, "default": None}
 
-# Seconds that a client which connects and says nothing is kept from us (TCP_DEFER_ACCEPT, tcp(7)). Who speaks is accepted when
-# its first bytes are there, and one wake-up without epoll_ctl does: `ab -c 100` 21,300 requests a second, with this 25,700.
+# Seconds for which the kernel holds back a client that connects and sends nothing (TCP_DEFER_ACCEPT, tcp(7)). A client is
+# accepted when its first bytes are there, with one wake-up and no epoll_ctl: `ab -c 100` 21,300 requests a second, with this
+# 25,700.
 DEFER: Final = 1
 
-# Of a name's several addresses, those that this machine lacks are passed over: a container without IPv6 knows `::1 localhost`.
+# Where a name has several addresses, those that this machine lacks are skipped: a container without IPv6 has `::1 localhost`.
 _NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+# A queue's length in what TCP_INFO reports of a listener: tcpi_unacked of struct tcp_info (linux/tcp.h).
+_INFO_BYTES: Final = 28
+_UNACKED: Final = 24
 
 
 class BindError(Exception):
     """One line: which address cannot be listened on, and why."""
 
 
-class Will(NamedTuple):
-    """A group as one supervisor leaves it to the next (see upgrade.py): plain values, and descriptors by their numbers."""
+class Inheritance(NamedTuple):
+    """A group as one supervisor leaves it to the next (see upgrade.py): plain values, and descriptors by their numbers.
 
-    names: list[str]  # by which the next one knows that it is the same address
+    It travels as a JSON array, so the order of the fields is part of the handover's format.
+    """
+
+    names: list[str]  # by which the successor recognizes the address
     port: int  # 0 for a Unix socket
     path: str  # "" for TCP
-    listeners: list[int]  # of slot 0, 1, ...; of a Unix socket the one that there is
+    listeners: list[int]  # of slot 0, 1, ...; of a Unix socket the only one
     order: list[int]  # the slots in the kernel's order
 
 
 class TcpGroup:
-    """An address that a group of listeners shares. Port 0 becomes the port that the first of them is given."""
+    """A TCP address that a group of listeners shares. Port 0 becomes the port that the first of them is given."""
 
     def __init__(self, family: int, address: tuple[Any, ...], only_v6: bool, backlog: int, tcp: str) -> None:
         self.family = family
         self.address = address
-        self._asked = address
+        self._requested = address
         self._only_v6 = only_v6
         self._backlog = backlog
         self._option = _TCP_OPTIONS[tcp]
         self.members: list[socket.socket] = []  # our listeners, in the kernel's order
-        self._inherited: list[socket.socket] = []  # those of them that `join` has yet to give away
+        self._inherited: list[socket.socket] = []  # those of them that `join` has not yet given to a slot
 
     @property
     def url(self) -> str:
-        """Where a browser finds it; a wildcard address is shown as it is."""
+        """The URL for a browser; a wildcard address is shown as it is."""
         host, port = self.address[:2]
         return f"http://[{host}]:{port}" if self.family == socket.AF_INET6 else f"http://{host}:{port}"
 
     def probe(self) -> None:
-        """`OSError` where somebody else listens there.
+        """`OSError` where another server listens on the address.
 
-        SO_REUSEPORT would silently share the address with another server of the same user, and the kernel give it half of the
-        connections; so we ask without.
+        With SO_REUSEPORT we would silently share the address with another server of the same user, and the kernel would give it
+        half of the connections; so the probe does without.
         """
         self._bound(shared=False).close()
 
-    def will(self, listeners: Sequence[socket.socket]) -> Will:
-        """What a successor needs to have the same listeners, which are those of slot 0, 1, ..."""
+    def inheritance(self, listeners: Sequence[socket.socket]) -> Inheritance:
+        """The group for a successor; `listeners` are those of slot 0, 1, ..."""
         order = [listeners.index(member) for member in self.members]
-        return Will(sorted(self._names()), self.address[1], "", [listener.fileno() for listener in listeners], order)
+        fds = [listener.fileno() for listener in listeners]
+        return Inheritance(sorted(self._names()), self.address[1], "", fds, order)
 
-    def adopt(self, will: Will) -> bool:
-        """Take these listeners, if they are of this address. Nothing is changed on them before `settle`."""
-        if self._names().isdisjoint(will.names):
+    def adopt(self, inheritance: Inheritance) -> bool:
+        """Use these listeners if they are of this address. Nothing is changed on them before `take_over`."""
+        if self._names().isdisjoint(inheritance.names):
             return False
-        for fd in will.listeners:
+        for fd in inheritance.listeners:
             listener = socket.socket(fileno=fd)
             listener.setblocking(False)
             self._inherited.append(listener)
-        self.members = [self._inherited[slot] for slot in will.order]
+        self.members = [self._inherited[slot] for slot in inheritance.order]
         self.address = self.members[0].getsockname()
         return True
 
     @property
     def adopted(self) -> bool:
-        """Whether it was left to us, or has been joined since."""
+        """Whether there are listeners of a predecessor, or some have joined since."""
         return bool(self.members)
 
-    def settle(self) -> None:
-        """Have what was adopted be as our configuration wants it, now that it is ours alone."""
+    def take_over(self) -> None:
+        """Apply our configuration to adopted listeners, which from now on are ours alone."""
         for member in self.members:
             member.listen(self._backlog)
             for option in filter(None, _TCP_OPTIONS.values()):
                 member.setsockopt(socket.IPPROTO_TCP, option, option == self._option)
 
     def join(self) -> socket.socket:
-        """One listener more, nonblocking. `OSError`."""
+        """One more listener, non-blocking. `OSError`."""
         if self._inherited:
             return self._inherited.pop(0)
         listener = self._bound(shared=True)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER)
         listener.listen(self._backlog)
         self.address = listener.getsockname()
-        self.members.append(listener)  # by `listen`, not by `bind`
+        self.members.append(listener)  # the kernel's order is that of `listen`, not of `bind`
         return listener
 
     def leave(self, listener: socket.socket) -> None:
-        """Take a listener out of the group and close it, whoever else holds it open. What waits in it is turned away."""
+        """Take a listener out of the group and close it, even if other processes hold it open. Its queue is reset."""
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RD)
         listener.close()
-        # As reuseport_detach_sock of the kernel does it: the last one moves into the hole.
+        # As in the kernel's reuseport_detach_sock: the last member moves into the hole.
         hole = self.members.index(listener)
         self.members[hole] = self.members[-1]
         self.members.pop()
 
-    def close(self) -> None:
-        """Nothing to do: who joined holds all there is."""
-
     def _names(self) -> set[str]:
-        return {str((self.family, *address)) for address in (self._asked, self.address)}
+        return {str((self.family, *address)) for address in (self._requested, self.address)}
 
     def _bound(self, shared: bool) -> socket.socket:
         bound = socket.socket(self.family, socket.SOCK_STREAM)
         try:
             bound.setblocking(False)
-            # What is left of connections of a server that has just ended does not count; one that listens does (socket(7)).
+            # Remains of connections of a server that has ended are no obstacle; a server that listens still is (socket(7)).
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if shared:
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -140,22 +147,22 @@ class TcpGroup:
 
 
 class UnixGroup:
-    """A socket in the file system. Its file is ours to remove, unless somebody has put another in its place."""
+    """A socket in the file system. Its file is ours to remove, unless another process has put its own in its place."""
 
     def __init__(self, path: str, backlog: int) -> None:
         self._path = path
         self._backlog = backlog
         self._listener: socket.socket | None = None
         self._file = (0, 0)
-        self._adopted = (0, 0)  # the file, before it is ours
+        self._adopted = (0, 0)  # the file of an adopted listener, before it is ours
 
     @property
     def url(self) -> str:
-        """No URL that a browser knows, but the address as `--bind` takes it."""
+        """The address as `--bind` takes it, as browsers have no URL for it."""
         return f"unix:{self._path}"
 
     def probe(self) -> None:
-        """Remove what a server left behind that ended without doing so. `OSError` where the file is anybody else's."""
+        """Remove a file that a server left behind when it was killed. `OSError` where the file is in use, or no socket."""
         try:
             mode = os.lstat(self._path).st_mode
         except FileNotFoundError:
@@ -164,37 +171,37 @@ class UnixGroup:
             raise FileExistsError(errno.EEXIST, "there is a file which is not a socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
             caller.setblocking(False)
-            answer = caller.connect_ex(self._path)
-        if answer != errno.ECONNREFUSED:  # connected, or the queue is full (EAGAIN), or we may not ask
-            raise OSError(errno.EADDRINUSE if answer in (0, errno.EAGAIN) else answer, os.strerror(answer))
+            error = caller.connect_ex(self._path)
+        if error != errno.ECONNREFUSED:  # connected, or the queue is full (EAGAIN), or we may not connect
+            raise OSError(errno.EADDRINUSE if error in (0, errno.EAGAIN) else error, os.strerror(error))
         os.unlink(self._path)
 
-    def will(self, listeners: Sequence[socket.socket]) -> Will:
-        """What a successor needs to have the same listener and to know the file again."""
+    def inheritance(self, listeners: Sequence[socket.socket]) -> Inheritance:
+        """The listener for a successor, and how to recognize its file."""
         assert self._listener is not None
         path = os.path.abspath(self._path)
-        return Will([_unix_name(path, self._file)], 0, path, [self._listener.fileno()], [])
+        return Inheritance([_unix_name(path, self._file)], 0, path, [self._listener.fileno()], [])
 
-    def adopt(self, will: Will) -> bool:
-        """Take the listener, if it is the one that the file leads to. The file is not ours before `settle`."""
+    def adopt(self, inheritance: Inheritance) -> bool:
+        """Use the listener if it is the one that the file leads to. The file is not ours before `take_over`."""
         try:
             found = _identity(self._path)
         except OSError:
             return False
-        if _unix_name(os.path.abspath(self._path), found) not in will.names:
+        if _unix_name(os.path.abspath(self._path), found) not in inheritance.names:
             return False
-        self._listener = socket.socket(fileno=will.listeners[0])
+        self._listener = socket.socket(fileno=inheritance.listeners[0])
         self._listener.setblocking(False)
         self._adopted = found
         return True
 
     @property
     def adopted(self) -> bool:
-        """Whether it was left to us."""
+        """Whether the listener is a predecessor's."""
         return self._adopted != (0, 0)
 
-    def settle(self) -> None:
-        """Have what was adopted be as our configuration wants it, file included, now that it is ours alone."""
+    def take_over(self) -> None:
+        """Apply our configuration to an adopted listener, which from now on is ours alone, and so is its file."""
         if self._listener is not None and self.adopted:
             self._listener.listen(self._backlog)
             self._file = self._adopted
@@ -214,7 +221,7 @@ class UnixGroup:
         listener.close()
 
     def close(self) -> None:
-        """Close the one listener. Its duplicates, and the file, are still there."""
+        """Close our listener. Its duplicates and the file remain."""
         if self._listener is not None:
             self._listener.close()
 
@@ -231,31 +238,31 @@ Group = TcpGroup | UnixGroup
 
 
 def bind(
-    addresses: Sequence[str], slots: int, backlog: int, tcp: str, wills: list[Will] | None = None
+    addresses: Sequence[str], slots: int, backlog: int, tcp: str, inheritances: list[Inheritance] | None = None
 ) -> tuple[list[Group], list[list[socket.socket]]]:
-    """Listen on each `HOST:PORT`, `[IPV6]:PORT` and `unix:PATH`: the groups, and of each slot one listener from each group.
+    """Listen on each `HOST:PORT`, `[IPV6]:PORT`, `unix:PATH`. Returns the groups, and each slot's listeners, one of each group.
 
     A name is listened on at all its addresses, and port 0 becomes the same port at all of them. `BindError`.
-    Of the `wills` of a predecessor, which has as many slots, those that are wanted are adopted; the others stay in the list.
+    What is wanted of a predecessor's `inheritances`, made for as many slots, is adopted and taken out of the list.
     """
     groups: list[Group] = []
     listeners: list[list[socket.socket]] = [[] for _ in range(slots)]
     try:
         resolved = []
         for text in addresses:
-            with _telling(text):
+            with _bind_errors(text):
                 resolved.append((text, [] if text.startswith("unix:") else _resolve(text)))
         plan = list(_plan(resolved, backlog, tcp))
-        ours = {will.port for will in wills or ()}
-        for _, found in plan:
-            _adopt(found, wills or [])
-        # All are probed before the first one listens, for our own may overlap: 0.0.0.0:80 and 127.0.0.1:80.
-        for text, found in plan:
-            with _telling(text):
-                _probe(found, ours)
-        for text, found in plan:
-            with _telling(text):
-                _listen(found, groups, listeners)
+        inherited_ports = {inheritance.port for inheritance in inheritances or ()}
+        for _, planned in plan:
+            _adopt(planned, inheritances or [])
+        # All are probed before the first one listens, because our own may overlap: 0.0.0.0:80 and 127.0.0.1:80.
+        for text, planned in plan:
+            with _bind_errors(text):
+                _probe(planned, inherited_ports)
+        for text, planned in plan:
+            with _bind_errors(text):
+                _listen(planned, groups, listeners)
     except BindError:
         close(groups, listeners)
         unlink(groups)
@@ -264,26 +271,36 @@ def bind(
 
 
 def close(groups: Sequence[Group], listeners: Sequence[Sequence[socket.socket]]) -> None:
-    """Close our copies. Where no worker has its own, whoever is still in a queue is turned away by the kernel."""
+    """Close our copies. Where no worker has its own, the kernel resets the connections that are still queued."""
     for own in listeners:
         for listener in own:
             listener.close()
     for group in groups:
-        group.close()
+        if isinstance(group, UnixGroup):
+            group.close()
 
 
 def unlink(groups: Sequence[Group]) -> None:
-    """Remove the files of unix sockets."""
+    """Remove the files of Unix sockets."""
     for group in groups:
         if isinstance(group, UnixGroup):
             group.unlink()
 
 
-def unlink_left(will: Will) -> None:
-    """Remove the file of a Unix socket that was left to us and is not wanted."""
+def unlink_inherited(inheritance: Inheritance) -> None:
+    """Remove the file of a Unix socket that a predecessor left and our configuration no longer has."""
     with contextlib.suppress(OSError):
-        if will.path and _unix_name(will.path, _identity(will.path)) in will.names:
-            os.unlink(will.path)
+        if inheritance.path and _unix_name(inheritance.path, _identity(inheritance.path)) in inheritance.names:
+            os.unlink(inheritance.path)
+
+
+def queue_length(listener: socket.socket) -> int:
+    """How many connections wait to be accepted. Unix sockets do not report it: 0."""
+    if listener.family == socket.AF_UNIX:
+        return 0
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+    count: int = struct.unpack_from("I", info, _UNACKED)[0]
+    return count
 
 
 def _resolve(text: str) -> list[tuple[int, tuple[Any, ...]]]:
@@ -295,6 +312,7 @@ def _resolve(text: str) -> list[tuple[int, tuple[Any, ...]]]:
 def _plan(
     resolved: Sequence[tuple[str, Sequence[tuple[int, tuple[Any, ...]]]]], backlog: int, tcp: str
 ) -> Iterator[tuple[str, list[Group]]]:
+    """The groups of each address that was given. Binds nothing."""
     v4_ports = {address[1] for _, found in resolved for family, address in found if family == socket.AF_INET} - {0}
     seen = set()
     for text, found in resolved:
@@ -305,26 +323,26 @@ def _plan(
         for family, address in found:
             if address not in seen or not address[1]:  # a name may stand for an address that is given as well
                 seen.add(address)
-                # Where an IPv4 address has the same port, [::] must not claim it too; else it is as the system says (ipv6(7)).
+                # [::] must not claim a port that an IPv4 address has as well; otherwise the system's default holds (ipv6(7)).
                 only_v6 = family == socket.AF_INET6 and address[1] in v4_ports
                 groups.append(TcpGroup(family, address, only_v6, backlog, tcp))
         yield text, groups
 
 
-def _adopt(groups: list[Group], wills: list[Will]) -> None:
+def _adopt(groups: list[Group], inheritances: list[Inheritance]) -> None:
     for group in groups:
-        adopted = next((will for will in wills if group.adopt(will)), None)
+        adopted = next((inheritance for inheritance in inheritances if group.adopt(inheritance)), None)
         if adopted is not None:
-            wills.remove(adopted)
+            inheritances.remove(adopted)
 
 
-def _probe(groups: list[Group], ours: set[int]) -> None:
-    """Probe each; take out those that this machine does not have, while another is left.
+def _probe(groups: list[Group], inherited_ports: set[int]) -> None:
+    """Probe each group; take out those that this machine does not have, as long as another is left.
 
-    Not on a port that our predecessor has: where the address is not the same it may yet overlap, and the port is ours.
+    A port of our predecessor is not probed: even where the address is another, the two may overlap, and the port is ours.
     """
     for group in tuple(groups):
-        if group.adopted or (isinstance(group, TcpGroup) and group.address[1] in ours - {0}):
+        if group.adopted or (isinstance(group, TcpGroup) and group.address[1] in inherited_ports - {0}):
             continue
         try:
             group.probe()
@@ -334,9 +352,9 @@ def _probe(groups: list[Group], ours: set[int]) -> None:
             groups.remove(group)
 
 
-def _listen(found: Sequence[Group], groups: list[Group], listeners: Sequence[list[socket.socket]]) -> None:
+def _listen(planned: Sequence[Group], groups: list[Group], listeners: Sequence[list[socket.socket]]) -> None:
     port = 0
-    for group in found:
+    for group in planned:
         if isinstance(group, TcpGroup) and port:
             group.address = (group.address[0], port, *group.address[2:])
         groups.append(group)
@@ -346,7 +364,8 @@ def _listen(found: Sequence[Group], groups: list[Group], listeners: Sequence[lis
 
 
 @contextlib.contextmanager
-def _telling(text: str) -> Iterator[None]:
+def _bind_errors(text: str) -> Iterator[None]:
+    """Raise what goes wrong as a `BindError` that names the address."""
     try:
         yield
     except OSError as error:

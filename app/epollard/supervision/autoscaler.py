@@ -45,7 +45,7 @@ class Autoscaler:
         """
         self.next_look = facts.now + EVERY
         ready = sum(len(slot.serving) for slot in facts.slots)
-        return self.wish(facts.now, facts.wanted, ready, saturation(facts), room, each)
+        return self.wish(facts.now, facts.desired, ready, saturation(facts), room, each)
 
     def wish(
         self, now: float, workers: int, ready: int, busy: float, room: Callable[[], int | None], each: Callable[[], int]

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from ..net.reuseport import waiting
+from ..net.sockets import queue_length
 from ..scoreboard import ACCEPTED, ACTIVE, HEARTBEAT
 
 # Seconds that a queue may stand still before its worker counts as stuck. The worker may be computing, or stopped, or the
@@ -28,7 +28,7 @@ class Slot:
         self.processes: list[Process] = []  # the worker; its replacement; those that drain
         self.failures = 0  # early deaths in a row
         self.next_attempt = 0.0
-        self.fades_at = math.inf  # when its worker is asked to go, because there are too many
+        self.retires_at = math.inf  # when its worker is asked to go, because there are too many
         self.patient = False  # and whether it may then take its time
         # As `look` found it.
         self.waiting = 0  # connections in its queues
@@ -65,7 +65,7 @@ class Slot:
 
     def look(self, now: float, rested: bool) -> int:
         """Look at the queues; return how many connections came since the last time. If `rested`, so had everybody."""
-        queued = sum(map(waiting, self.listeners))
+        queued = sum(map(queue_length, self.listeners))
         accepted = sum(process.record[ACCEPTED] for process in self.processes)
         came = accepted - self.accepted + queued - self.waiting
         moves = accepted != self.accepted

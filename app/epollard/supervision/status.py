@@ -1,14 +1,13 @@
-"""What the supervisor tells of itself: whether it is ready, why not, and its figures. Facts in, text out; decides nothing."""
+"""The supervisor's state at one moment, and what follows from it: whether it is ready, why not, how busy it is. Pure."""
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from ..scoreboard import ABORTED, ACCEPTED, ACTIVE, BUSY, HEARTBEAT, REJECTED, REQUESTS, STATE, STATE_NAMES
+from ..scoreboard import BUSY, HEARTBEAT
 from .slots import Process, Slot
 
-# Seconds without a sign of life, after which what a worker last said of itself means nothing: it is as busy as can be.
+# Seconds without a heartbeat, after which a worker's record is no longer trusted: it counts as wholly busy.
 SILENT: Final = 3.0
 
 
@@ -16,42 +15,42 @@ class Facts(NamedTuple):
     """The supervisor's state at one moment."""
 
     now: float  # time.monotonic()
-    going: str  # "draining", "stopping", or "" where it stays
-    wanted: int  # workers
+    ending: str  # "draining", "stopping", or "" if it stays
+    desired: int  # workers
     known: int  # workers that have once been ready all together; 0 before that
     generation: int
     slots: Sequence[Slot]
-    processes: Sequence[Process]  # those of the slots, and what drains of slots that are gone
-    past: Sequence[int]  # of workers that are gone: the sums of their records, by column
+    processes: Sequence[Process]  # those of the slots, and those of former slots that still drain
+    past: Sequence[int]  # the sums of the records of workers that are gone, by column
 
 
 def enough(facts: Facts) -> int:
-    """How many workers must be ready: half of them. Those that a bigger number has just asked for are not missed yet."""
-    return math.ceil(min(facts.known or facts.wanted, facts.wanted) / 2)
+    """How many workers must be ready: half of them, not counting those that were only just asked for."""
+    return math.ceil(min(facts.known or facts.desired, facts.desired) / 2)
 
 
 def readiness(facts: Facts) -> tuple[bool, dict[str, Any]]:
-    """Whether new clients are welcome, and what JSON has to say of it."""
+    """Whether new clients are welcome, and the report of it, for JSON."""
     slots = [_slot(facts, slot) for slot in facts.slots]
     ready = sum(slot["state"] == "ready" for slot in slots)
     reasons = []
-    if facts.going:
-        reasons.append(f"the server is {facts.going}")
+    if facts.ending:
+        reasons.append(f"the server is {facts.ending}")
     if ready < enough(facts):
-        reasons.append(f"{ready} of {facts.wanted} workers ready, {enough(facts)} needed")
+        reasons.append(f"{ready} of {facts.desired} workers ready, {enough(facts)} needed")
         reasons += [f"worker {slot['slot']} is {slot['state']}" for slot in slots if slot["state"] != "ready"]
-    told = {
+    report = {
         "ready": not reasons,
         "reasons": reasons,
-        "workers": {"wanted": facts.wanted, "ready": ready, "needed": enough(facts)},
+        "workers": {"wanted": facts.desired, "ready": ready, "needed": enough(facts)},
         "generation": facts.generation,
         "slots": slots,
     }
-    return not reasons, told
+    return not reasons, report
 
 
 def _slot(facts: Facts, slot: Slot) -> dict[str, Any]:
-    """What has become of the slot: the worker that serves, else the one that is on its way."""
+    """The slot's state: that of the worker that serves, else of the one that boots."""
     if slot.serving:
         process = slot.serving[-1]
         state = "stuck" if slot.stuck else "ready"
@@ -73,49 +72,10 @@ def _slot(facts: Facts, slot: Slot) -> dict[str, Any]:
 
 
 def saturation(facts: Facts) -> float:
-    """How busy the workers are that serve, 0 to 1, on an average; 0 where none does. Who keeps silent is wholly busy."""
+    """How busy the serving workers are on average, from 0 to 1; 0 if there are none."""
     shares = [
         1.0 if facts.now - process.record[HEARTBEAT] / 1e9 > SILENT else process.record[BUSY] / 1000
         for slot in facts.slots
         for process in slot.serving
     ]
     return sum(shares) / len(shares) if shares else 0.0
-
-
-def metrics(facts: Facts) -> str:
-    """Prometheus text format, version 0.0.4."""
-    return "".join(_metrics(facts))
-
-
-def _metrics(facts: Facts) -> Iterator[str]:
-    processes = facts.processes
-    yield from _head("workers", "gauge", "Worker processes by state.")
-    for state in range(1, len(STATE_NAMES)):
-        count = sum(process.record[STATE] == state for process in processes)
-        yield f'epollard_workers{{state="{STATE_NAMES[state]}"}} {count}\n'
-    yield from _head("workers_wanted", "gauge", "Worker processes that there shall be.")
-    yield f"epollard_workers_wanted {facts.wanted}\n"
-    yield from _head("ready", "gauge", "1 where new clients are welcome, as /readyz has it.")
-    yield f"epollard_ready {int(readiness(facts)[0])}\n"
-    yield from _head("saturation", "gauge", "How busy the ready workers are: 0 is idle, 1 is all that they can.")
-    yield f"epollard_saturation {saturation(facts):.4f}\n"
-    yield from _head("connections", "gauge", "Connections that are open.")
-    yield f"epollard_connections {sum(process.record[ACTIVE] for process in processes)}\n"
-    for name, column, text in (
-        ("connections_accepted", ACCEPTED, "Connections that were accepted."),
-        ("requests", REQUESTS, "Requests that the application has answered."),
-        ("requests_rejected", REJECTED, "Requests that the server has refused."),
-        ("requests_aborted", ABORTED, "Requests whose answer could not be delivered whole."),
-    ):
-        yield from _head(f"{name}_total", "counter", text)
-        yield f"epollard_{name}_total {facts.past[column] + sum(process.record[column] for process in processes)}\n"
-
-
-def _head(name: str, kind: str, text: str) -> Iterator[str]:
-    yield f"# HELP epollard_{name} {text}\n"
-    yield f"# TYPE epollard_{name} {kind}\n"
-
-
-def as_json(value: object) -> str:
-    """One line, for a person with curl as much as for a program."""
-    return json.dumps(value) + "\n"

@@ -52,8 +52,8 @@ class Upgrade:
         self.first = True  # there is none
         self.leads = True  # nobody else steers these listeners
         self.lost = False  # the predecessor has gone before it let us lead
-        self.wills: list[sockets.Will] = []  # of which those remain that are no longer wanted
-        self.admin_wills: list[sockets.Will] = []  # for the management listener
+        self.inheritances: list[sockets.Inheritance] = []  # of which those remain that are no longer wanted
+        self.management_inheritances: list[sockets.Inheritance] = []  # for the management listener
         self.generation = 0  # of the predecessor's workers
         self.slots = 0  # that it had
         self.configured = (0, 0)  # how many workers it was told to have, at least and at most
@@ -81,7 +81,9 @@ class Upgrade:
             told = json.loads(text)
             if told["format"] != FORMAT:
                 raise ValueError
-            self.wills, self.admin_wills = ([sockets.Will(*will) for will in told[key]] for key in ("wills", "admin"))
+            self.inheritances, self.management_inheritances = (
+                [sockets.Inheritance(*will) for will in told[key]] for key in ("wills", "admin")
+            )
             self.generation, self.slots = told["generation"], told["slots"]
             self.configured, self.bounds = tuple(told["configured"]), tuple(told["bounds"])
             for fd in (told["elder"], told["lead"], *(fd for will in self._wills for fd in will.listeners)):
@@ -97,8 +99,8 @@ class Upgrade:
         return True
 
     @property
-    def _wills(self) -> list[sockets.Will]:
-        return self.wills + self.admin_wills
+    def _wills(self) -> list[sockets.Inheritance]:
+        return self.inheritances + self.management_inheritances
 
     def begun(self) -> None:
         """Tell the predecessor that we have all we need."""
@@ -128,14 +130,14 @@ class Upgrade:
         """Make our own what was our predecessor's, and let go of what nobody wants any more."""
         assert self._lead is not None
         for group in groups:
-            group.settle()
+            group.take_over()
         for will in self._wills:
             for fd in will.listeners:
                 with socket.socket(fileno=fd) as listener:
-                    syn_filter.shut(listener)  # the predecessor empties its queue
-            sockets.unlink_left(will)
-        self.wills.clear()
-        self.admin_wills.clear()
+                    syn_filter.attach(listener)  # the predecessor empties its queue
+            sockets.unlink_inherited(will)
+        self.inheritances.clear()
+        self.management_inheritances.clear()
         self._loop.watch(self._lead.fileno(), IN, self._on_stump)
 
     def _on_stump(self, events: int) -> None:
@@ -192,7 +194,7 @@ class Upgrade:
         """Whether we have handed over, and nobody is to notice."""
         return self.over and self.first
 
-    def spawn(self, wills: Sequence[sockets.Will], admin: Sequence[sockets.Will], about: dict[str, Any]) -> None:
+    def spawn(self, wills: Sequence[sockets.Inheritance], admin: Sequence[sockets.Inheritance], about: dict[str, Any]) -> None:
         """Start it, and let it know `about` our workers. `OSError`."""
         with contextlib.ExitStack() as undo:
             heir, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -1,0 +1,35 @@
+"""States of a supervisor, made up from the states of its slots."""
+
+from collections.abc import Sequence
+
+from epollard.scoreboard import HEARTBEAT, READY, STATE, WIDTH
+from epollard.supervision.slots import Process, Slot
+from epollard.supervision.status import Facts
+
+NOW = 1000.0
+
+
+def slot(index: int, kind: str) -> Slot:
+    """A slot in one of the states that there are."""
+    made = Slot(index, [])
+    if kind == "backing off":
+        made.failures, made.next_attempt = 3, NOW + 2
+    elif kind != "empty":
+        record = memoryview(bytearray(WIDTH * 8)).cast("q")
+        record[HEARTBEAT] = int((NOW - 0.5) * 1e9)
+        process = Process(100 + index, made, 1, record, -1, None, NOW - 60)
+        if kind != "booting":
+            process.ready_since = NOW - 50
+            record[STATE] = READY
+        process.leaving = kind == "draining"
+        if kind == "stuck":
+            made.stuck_at = NOW - 1
+        made.processes.append(process)
+    return made
+
+
+def facts(*kinds: str, desired: int = 0, known: int = 0, ending: str = "", past: Sequence[int] = ()) -> Facts:
+    """A supervisor with slots of these kinds."""
+    slots = [slot(index, kind) for index, kind in enumerate(kinds)]
+    processes = [process for made in slots for process in made.processes]
+    return Facts(NOW, ending, desired or len(kinds), known, 1, slots, processes, past or [0] * WIDTH)
