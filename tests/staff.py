@@ -33,5 +33,5 @@ def hire(pool: Pool, slot: Slot, now: float, *, pid: int = PID, generation: int 
 
 def abandon(pool: Pool) -> None:
     """Close the descriptors of a pool that has no child."""
-    for fd in (pool._bell, pool._lifeline, pool._lifeline_writer):
+    for fd in (pool._doorbell, pool._lifeline, pool._lifeline_writer):
         os.close(fd)

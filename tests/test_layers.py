@@ -30,7 +30,7 @@ IMPORTS: dict[str, set[str]] = {
     "asgi": {"log", "net", "protocol"},
     # The two kinds of process.
     "worker": {"access_log", "asgi", "config", "demo", "importer", "log", "net", "protocol", "scoreboard", "wsgi"},
-    "supervision": {"cgroup", "config", "log", "net", "scoreboard", "worker"},
+    "supervision": {"cgroup", "config", "log", "net", "scoreboard"},
     "management": {"config", "log", "net", "protocol", "scoreboard", "supervision"},
     "supervisor": {"cgroup", "config", "log", "management", "net", "scoreboard", "supervision", "worker"},
     # The command line.

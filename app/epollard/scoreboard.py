@@ -5,7 +5,8 @@ A record is a row of 64-bit integers. The worker that owns a record writes it, t
 """
 
 import mmap
-from typing import Final
+import socket
+from typing import Final, NamedTuple
 
 # The columns of a record.
 STATE: Final = 0
@@ -26,6 +27,16 @@ STARTING: Final = 1
 READY: Final = 2
 DRAINING: Final = 3
 STATE_NAMES: Final = ("free", "starting", "ready", "draining")
+
+
+class WorkerEnds(NamedTuple):
+    """All that connects a worker with its supervisor: the worker's ends."""
+
+    record: memoryview  # its record on the scoreboard
+    lifeline: int  # a pipe whose end-of-file says that the supervisor is gone
+    doorbell: int  # an eventfd that wakes the supervisor, which then reads the scoreboard
+    report: int  # a pipe for the reason why the worker cannot serve; closed once it is ready
+    channel: socket.socket  # over which it is lent listeners of its siblings
 
 
 class Scoreboard:

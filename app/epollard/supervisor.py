@@ -433,14 +433,15 @@ class Supervisor:
     def _start(self, slot: Slot) -> Worker | None:
         """Fork a worker for `slot`. In the child: the worker."""
         try:
-            worker = self._pool.fork(self._now, slot, self._generation, self._config, self._upgrade.shared)
+            ends = self._pool.fork(self._now, slot, self._generation, self._upgrade.shared)
         except (LookupError, OSError) as error:  # no record, no descriptor, no process (a limit on pids), no memory
             log.error(f"worker {slot.index} cannot be started: {error}")
             self._failed(slot)
             return None
-        if worker is not None:
-            self._disown(slot)
-        return worker
+        if ends is None:
+            return None
+        self._disown(slot)
+        return Worker(self._config, slot.listeners, ends)
 
     def _disown(self, slot: Slot) -> None:
         """In the child: let go of all that is the supervisor's."""

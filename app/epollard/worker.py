@@ -30,6 +30,7 @@ from .net.connection import WorkerContext
 from .net.loop import IN, Loop
 from .net.signals import Signals
 from .protocol.request import HeadReader
+from .scoreboard import WorkerEnds
 from .wsgi.threads import LeaderFollowers
 
 ACCEPTS: Final = 16  # connections accepted in one go: a burst does not starve those who are being served
@@ -70,23 +71,10 @@ def _local(listener: socket.socket) -> tuple[str, str]:
 class Worker:
     """One worker process, from its first line to its exit status."""
 
-    def __init__(
-        self,
-        config: Config,
-        listeners: Sequence[socket.socket],
-        record: memoryview,
-        lifeline: int,
-        bell: int,
-        report: int,
-        channel: socket.socket,
-    ) -> None:
+    def __init__(self, config: Config, listeners: Sequence[socket.socket], ends: WorkerEnds) -> None:
         self._config = config
         self._listeners = list(listeners)
-        self._record = record
-        self._lifeline = lifeline
-        self._bell = bell
-        self._report = report
-        self._channel = channel
+        self._record, self._lifeline, self._doorbell, self._report, self._channel = ends
         self._foreign: dict[bytes, list[socket.socket]] = {}  # by the number of their slot
         self._paused: list[socket.socket] = []  # listeners that wait for a free descriptor
         self._deadline = float("inf")  # where no supervisor has an eye on it
@@ -172,7 +160,7 @@ class Worker:
 
     def _set_state(self, state: int) -> None:
         self._record[scoreboard.STATE] = state
-        os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self._doorbell, 1)
 
     # Signals.
 

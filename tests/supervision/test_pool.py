@@ -37,7 +37,7 @@ def process(pool, pid=PID, state=READY, slot=None):
 
 def fork(pool, slot, then=lambda: None):
     """Fork a worker that does no more than this."""
-    if pool.fork(NOW, slot, 7, settings(), False) is not None:
+    if pool.fork(NOW, slot, 7, False) is not None:
         try:
             then()
         finally:
@@ -86,7 +86,7 @@ def test_a_fork_that_fails_leaves_nothing_behind(pool, monkeypatch):
     monkeypatch.setattr(os, "fork", fail)
     before = os.listdir("/proc/self/fd"), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with pytest.raises(BlockingIOError):
-        pool.fork(NOW, slot := Slot(0, []), 1, settings(), False)
+        pool.fork(NOW, slot := Slot(0, []), 1, False)
     assert (os.listdir("/proc/self/fd"), signal.pthread_sigmask(signal.SIG_BLOCK, ())) == before
     assert pool._scoreboard.record(0)[STATE] == FREE
     assert slot.processes == []

@@ -28,8 +28,8 @@ from ..scoreboard import (
     STATE,
     WIDTH,
     Scoreboard,
+    WorkerEnds,
 )
-from ..worker import Worker
 from .recycling import memory
 from .slots import Process, Slot
 
@@ -64,8 +64,8 @@ class Pool:
         self.next_look = 0.0
         self._loop = loop
         self._scoreboard = Scoreboard(RECORDS)
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        loop.watch(self._bell, IN, self._on_bell)
+        self._doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        loop.watch(self._doorbell, IN, self._on_doorbell)
         self._lifeline, self._lifeline_writer = os.pipe()
         self._dumps: list[Process] = []  # whose stacks are wanted
         self._next_dump = 0.0
@@ -76,8 +76,8 @@ class Pool:
 
     # Birth.
 
-    def fork(self, now: float, slot: Slot, generation: int, config: Config, shared: bool) -> Worker | None:
-        """Fork a worker for `slot`, whose listeners are a predecessor's too if `shared`. In the child: the worker.
+    def fork(self, now: float, slot: Slot, generation: int, shared: bool) -> WorkerEnds | None:
+        """Fork a worker for `slot`, whose listeners are a predecessor's too if `shared`. Returns, in the child, its ends.
 
         `LookupError` where there is no record, `OSError` where there is no descriptor, no process, no memory.
         """
@@ -103,7 +103,7 @@ class Pool:
                     self._disown()
                     os.environ["EPOLLARD_WORKER_ID"] = str(slot.index)
                     os.environ["EPOLLARD_GENERATION"] = str(generation)
-                    return Worker(config, slot.listeners, record, self._lifeline, self._bell, writer, its_channel)
+                    return WorkerEnds(record, self._lifeline, self._doorbell, writer, its_channel)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(writer)
@@ -129,8 +129,8 @@ class Pool:
             if process.report >= 0:
                 os.close(process.report)
 
-    def _on_bell(self, events: int) -> None:
-        os.eventfd_read(self._bell)
+    def _on_doorbell(self, events: int) -> None:
+        os.eventfd_read(self._doorbell)
 
     def _on_report(self, process: Process) -> None:
         """Take what there is of a report; close the pipe at its end."""
