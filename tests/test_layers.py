@@ -16,6 +16,8 @@ IMPORTS: dict[str, set[str]] = {
     # Know nothing of the rest.
     "__init__": set(),
     "log": set(),
+    "exits": set(),
+    "directory": set(),
     "cgroup": set(),
     "scoreboard": set(),
     "importer": set(),
@@ -29,12 +31,12 @@ IMPORTS: dict[str, set[str]] = {
     "wsgi": {"log", "net", "protocol"},
     "asgi": {"log", "net", "protocol"},
     # The two kinds of process.
-    "worker": {"access_log", "asgi", "config", "demo", "importer", "log", "net", "protocol", "scoreboard", "wsgi"},
-    "supervision": {"cgroup", "config", "log", "net", "scoreboard"},
-    "management": {"config", "log", "net", "protocol", "scoreboard", "supervision"},
-    "supervisor": {"cgroup", "config", "log", "management", "net", "scoreboard", "supervision", "worker"},
+    "worker": {"access_log", "asgi", "config", "demo", "exits", "importer", "log", "net", "protocol", "scoreboard", "wsgi"},
+    "supervision": {"cgroup", "config", "directory", "exits", "log", "net", "scoreboard"},
+    "management": {"config", "exits", "log", "net", "protocol", "scoreboard", "supervision"},
+    "supervisor": {"cgroup", "config", "exits", "log", "management", "net", "scoreboard", "supervision", "worker"},
     # The command line.
-    "cli": {"__init__", "config", "importer", "log", "supervisor"},
+    "cli": {"__init__", "config", "directory", "exits", "importer", "log", "supervisor"},
     "__main__": {"cli"},
 }
 

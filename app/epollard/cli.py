@@ -1,7 +1,4 @@
-"""The command line: from words to an exit status. Decides nothing that `config`, `importer` and `supervisor` know.
-
-Exit status: 0 stopped as asked; 2 bad configuration; 3 the application could not be loaded; 1 anything else.
-"""
+"""The command line: from words to an exit status. Decides nothing that `config`, `importer` and `supervisor` know."""
 
 import os
 import sys
@@ -9,11 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import __version__, importer, log
+from . import __version__, directory, exits, importer, log
 from .config import options
-
-BAD_CONFIGURATION = 2
-NOT_LOADED = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,15 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         loaded = options.load(arguments.given, os.environ)
     except options.ConfigError as error:
         print(f"epollard: {error}", file=sys.stderr)
-        return BAD_CONFIGURATION
+        return exits.BAD_CONFIGURATION
     if arguments.action == "--print-config":
         return _show(options.show(loaded))
     try:
-        start = _here()
+        start = directory.current()
         os.chdir(loaded.config.chdir)
     except OSError as error:
         print(f"epollard: the current directory cannot be entered: {error.strerror}", file=sys.stderr)
-        return BAD_CONFIGURATION
+        return exits.BAD_CONFIGURATION
     log.configure(loaded.config.log_level, "supervisor")
     if arguments.action == "--check":
         status = _check(loaded.config)
@@ -57,17 +51,8 @@ def _show(text: str) -> int:
             print(f"epollard: standard output: {error.strerror}", file=sys.stderr)
         # The interpreter will try once more to write what it still has.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    return 0
-
-
-def _here() -> str:
-    """The current directory as who started us calls it: through a link `current`, say, that may lead elsewhere tomorrow."""
-    here, called = os.getcwd(), os.environ.get("PWD", "")
-    try:
-        return called if os.path.isabs(called) and os.path.samefile(called, here) else here
-    except OSError:
-        return here
+        return exits.FAILED
+    return exits.OK
 
 
 def _fill_standard_streams() -> None:
@@ -84,23 +69,18 @@ def _check(settings: options.Config) -> int:
             found = importer.load(settings.app)
         except importer.ApplicationError as error:
             print(f"epollard: {error}", file=sys.stderr)
-            return NOT_LOADED
+            return exits.LOAD_FAILED
         if settings.interface == "auto":
             kind = importer.interface(found)
     print(f"ok: {settings.app or 'the built-in demo'} ({kind.upper()})")
-    return 0
+    return exits.OK
 
 
 def _reread(arguments: options.Arguments, start: str) -> options.Config:
     """The configuration as it is now: the file is looked for where it was at the start. `ConfigError`."""
     try:
-        here = os.open(".", os.O_PATH | os.O_DIRECTORY)  # which may have no name any more
-        try:
-            os.chdir(start)
+        with directory.entered(start):
             return options.load(arguments.given, os.environ).config
-        finally:
-            os.fchdir(here)
-            os.close(here)
     except OSError as error:
         raise options.ConfigError(f"{start!r} cannot be entered again: {error.strerror}") from None
 

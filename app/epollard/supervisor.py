@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from . import cgroup, log
+from . import cgroup, exits, log
 from .config.options import MAX_WORKERS, Config, ConfigError, flag
 from .management.routes import Management
 from .net import sockets
@@ -27,7 +27,7 @@ from .supervision.pool import Pool, print_report
 from .supervision.recycling import next_worn, too_heavy
 from .supervision.slots import Process, Slot
 from .supervision.upgrade import HandoverError, Upgrade
-from .worker import EXIT_LOAD, Worker
+from .worker import Worker
 
 # If no worker has ever been ready, so many tries in one slot are enough: who started us should hear of it.
 ATTEMPTS: Final = 3
@@ -40,8 +40,6 @@ LAST_GRACE: Final = 5.0
 
 # What cannot change while the listeners are there: a successor can change it.
 FIXED: Final = ("bind", "backlog", "tcp", "steer", "admin", "chdir")
-EXIT_STOPPED: Final = 0
-EXIT_FAILED: Final = 1
 
 NO, GRACEFUL, QUICK = range(3)  # is the server stopping?
 
@@ -76,7 +74,7 @@ class Supervisor:
         # What is to be remembered.
         self._generations = 1
         self._announced = (0, 0)
-        self._status = EXIT_STOPPED
+        self._status = exits.OK
         self._stopped = False  # and has said so
         self._last_words = b""
         self._management = Management(self._loop, self)
@@ -98,11 +96,11 @@ class Supervisor:
             self._listeners.bind(config, self._workers, self._upgrade.inheritances)
         except (HandoverError, sockets.BindError) as error:
             log.error(str(error))
-            return EXIT_FAILED
+            return exits.FAILED
         if not self._management.listen(config, self._upgrade.management_inheritances):
             self._listeners.close(self._upgrade.shared)
             self._listeners.unlink()
-            return EXIT_FAILED
+            return exits.FAILED
         if self._leads:
             self._management.start()
         self._upgrade.begun()
@@ -352,7 +350,7 @@ class Supervisor:
             return
         if upgrade.lost:
             log.error("the supervisor that was to be replaced is gone: so this one ends too")
-            self._fail(EXIT_FAILED)
+            self._fail(exits.FAILED)
         elif upgrade.leads and not self._leads:
             self._leads = True
             for process in self._pool.processes.values():
@@ -479,9 +477,9 @@ class Supervisor:
     def _bereaved(self, process: Process, code: int) -> None:
         """Draw the consequence of an early death."""
         proven = self._pool.proven
-        if not proven and code == EXIT_LOAD:
+        if not proven and code == exits.LOAD_FAILED:
             self._last_words = process.told or b"it did not say why\n"
-            self._fail(EXIT_LOAD)
+            self._fail(exits.LOAD_FAILED)
         elif 0 < proven < process.generation:
             log.error(f"generation {process.generation} does not boot: the workers of generation {proven} stay")
             self._pool.show(process)
@@ -496,10 +494,10 @@ class Supervisor:
         delay = slot.back_off(self._now)
         if not self._leads:
             log.error(f"worker {slot.index} does not become ready")
-            self._fail(EXIT_FAILED)
+            self._fail(exits.FAILED)
         elif not self._pool.proven and slot.failures >= ATTEMPTS:
             log.error(f"no worker has become ready in {slot.failures} attempts")
-            self._fail(EXIT_FAILED)
+            self._fail(exits.FAILED)
         elif delay:
             log.warning(f"worker {slot.index} has died early {slot.failures} times in a row: the next starts in {delay:g} s")
 

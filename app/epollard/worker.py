@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
-from . import demo, importer, log, scoreboard
+from . import demo, exits, importer, log, scoreboard
 from .access_log import AccessLog
 from .asgi.lifespan import StartupError
 from .asgi.runner import AsgiRunner
@@ -41,7 +41,6 @@ LAST_CHANCE: Final = 0.5
 LONGER_CHANCE: Final = 5.0
 # Seconds that a worker for which nobody waits has beyond the graceful timeout: until the doors are shut and a tick has come.
 ORPHAN_GRACE: Final = 2.0
-EXIT_LOAD: Final = 3  # the application could not be loaded
 # Seconds that a thread may keep the interpreter to itself while others want it. The default of 5 ms is what quick requests
 # would wait for beside a slow one that computes: 20,000 requests a second with it, 38,000 with this, the slow one 7 % slower.
 SWITCH_INTERVAL: Final = 0.001
@@ -92,18 +91,18 @@ class Worker:
         except importer.ApplicationError as error:
             os.write(self._report, str(error).encode("utf-8", "backslashreplace")[-REPORT_BYTES:])
             os.close(self._report)
-            return EXIT_LOAD
+            return exits.LOAD_FAILED
         try:
             self._serve(app)
         except StartupError as error:
             told = f"the application could not start: {error}"
             os.write(self._report, told.encode("utf-8", "backslashreplace")[-REPORT_BYTES:])
             os.close(self._report)
-            return EXIT_LOAD
+            return exits.LOAD_FAILED
         # At its end the interpreter takes our handlers away, and a second SIGTERM would look like a violent death.
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
-        return 0
+        return exits.OK
 
     def _serve(self, app: Callable[..., Any]) -> None:
         config = self._config

@@ -12,11 +12,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
+from .. import exits
 from ..config import options
-
-DONE: Final = 0
-FAILED: Final = 1
-BAD_USAGE: Final = 2
 
 RESPONSE_TIMEOUT: Final = 3.0  # seconds; the image's HEALTHCHECK has 5 in all
 MAX_RESPONSE: Final = 1 << 20  # bytes
@@ -48,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="", file=sys.stdout if words else sys.stderr)
-        return DONE if words else BAD_USAGE
+        return exits.OK if words else exits.BAD_CONFIGURATION
     command, *words = words
     workers = words.pop(0) if command == "scale" and words else ""
     try:
@@ -59,19 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = options.parse_arguments(words)
         if arguments.action == "--help":
             print(USAGE, end="")
-            return DONE
+            return exits.OK
         if extra := arguments.action or "".join(arguments.given["app"].texts if "app" in arguments.given else ()):
             raise options.ConfigError(f"{command}: unexpected argument {extra!r}; epollardctl --help shows the usage")
         settings = find(arguments)
     except options.ConfigError as error:
         print(f"epollardctl: {error}", file=sys.stderr)
-        return BAD_USAGE
+        return exits.BAD_CONFIGURATION
     try:
         print(_run(command, workers, settings))
     except Failure as failure:
         print(f"epollardctl: {failure}", file=sys.stderr if command != "healthcheck" else sys.stdout)
-        return FAILED
-    return DONE
+        return exits.FAILED
+    return exits.OK
 
 
 def find(arguments: options.Arguments) -> options.Config:

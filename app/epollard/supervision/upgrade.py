@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from .. import log
+from .. import directory, exits, log
 from ..net import sockets, syn_filter
 from ..net.loop import IN, Loop
 
@@ -30,9 +30,6 @@ FORMAT: Final = 1  # of what stands in it: another version of us may read it
 _BEGUN: Final = b"begun"  # its configuration is good, its addresses are bound; from now on its own deadlines hold
 _READY: Final = b"ready"
 _LEAD: Final = b"lead"
-
-# What an exit status says of a successor that did not become ready (see cli.py).
-_CAUSES: Final = {2: " (bad configuration)", 3: " (the application could not be loaded)"}
 
 
 class HandoverError(Exception):
@@ -219,20 +216,17 @@ class Upgrade:
 
     def _exec(self, told: dict[str, Any], left: Sequence[int]) -> int:
         """Run our own command line again, as it is on disk now, where we were started. Returns the process."""
-        here = os.open(".", os.O_PATH | os.O_DIRECTORY)
-        try:
-            os.chdir(self._start)
-            for fd in left:
-                os.set_inheritable(fd, True)
-            # Not `fork`: until the new program runs, a signal to the child would be one to us (see pool.py).
-            return os.posix_spawn(
-                sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, VARIABLE: json.dumps(told)}
-            )
-        finally:
-            for fd in left:
-                os.set_inheritable(fd, False)
-            os.fchdir(here)
-            os.close(here)
+        with directory.entered(self._start):
+            try:
+                for fd in left:
+                    os.set_inheritable(fd, True)
+                # Not `fork`: until the new program runs, a signal to the child would be one to us (see pool.py).
+                return os.posix_spawn(
+                    sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, VARIABLE: json.dumps(told)}
+                )
+            finally:
+                for fd in left:
+                    os.set_inheritable(fd, False)
 
     def _on_heir(self, events: int) -> None:
         assert self._heir is not None
@@ -307,7 +301,8 @@ class Upgrade:
         self.deadline = math.inf
         if not self.over:
             if self.wanted:
-                how = f"exited with {code}{_CAUSES.get(code, '')}" if code >= 0 else f"was killed by signal {-code}"
+                cause = f" ({exits.CAUSES[code]})" if code in exits.CAUSES else ""
+                how = f"exited with {code}{cause}" if code >= 0 else f"was killed by signal {-code}"
                 log.error(f"the new supervisor (pid {pid}) {how}: nothing is upgraded, this one goes on")
             self.wanted = ""
             self.ready = False
