@@ -17,7 +17,7 @@ def slot(index: int, kind: str) -> Slot:
     elif kind != "empty":
         record = memoryview(bytearray(WIDTH * 8)).cast("q")
         record[HEARTBEAT] = int((NOW - 0.5) * 1e9)
-        process = Process(100 + index, made, 1, record, -1, None, NOW - 60)
+        process = Process(100 + index, made, 1, record, -1, None, NOW - 60)  # type: ignore[arg-type]  # it has no channel
         if kind != "booting":
             process.ready_since = NOW - 50
             record[STATE] = READY

@@ -124,7 +124,7 @@ def test_main_returns_the_supervisors_status_or_runs_the_worker(result, status, 
             return result
 
     module = ModuleType("epollard.supervisor")
-    module.Supervisor = Supervisor
+    module.Supervisor = Supervisor  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "epollard.supervisor", module)
     assert cli.main(["--threads", "3", "--chdir", "site"]) == status
     assert seen == [(3, str(tmp_path / "site"))] * 2

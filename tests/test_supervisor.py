@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -110,7 +111,7 @@ def test_a_listener_that_cannot_be_had_is_no_worker_more(started, clock, sent, c
     """TTIN where descriptors have run out: it says so, once, and goes on with the workers it has."""
     of = started("--workers", "1")
     process(of)
-    joined = []
+    joined: list[Any] = []
 
     class Group:
         def join(self):

@@ -59,7 +59,7 @@ async def play(call):
 
     `receive`; `yield`: let others go on; `gate`: wait for the test; `raise`: what is not caught here.
     """
-    outcomes = []
+    outcomes: list[object] = []
     step = None
     try:
         for step in json.loads(call.query["script"]):

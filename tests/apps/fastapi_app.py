@@ -1,7 +1,7 @@
 """A FastAPI application: dependencies that clean up, models, uploads, background tasks, threads, errors."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Depends, FastAPI, Form, HTTPException, Request, UploadFile
 from fastapi.responses import StreamingResponse
@@ -40,7 +40,7 @@ def threaded(log: str):
     write(log, "thread closed")
 
 
-Session = Annotated[object, Depends(session)]
+Session = Annotated[Any, Depends(session)]
 
 
 @app.get("/")

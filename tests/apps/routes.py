@@ -11,6 +11,7 @@ import sys
 import threading
 from itertools import chain
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 TEXT = ("Content-Type", "text/plain")
@@ -259,7 +260,7 @@ def filelike(environ, start_response):
     import gzip
 
     start_response("200 OK", [TEXT])
-    kinds = {"memory": lambda path: io.BytesIO(Path(path).read_bytes()), "gzip": gzip.open}
+    kinds: dict[str, Any] = {"memory": lambda path: io.BytesIO(Path(path).read_bytes()), "gzip": gzip.open}
     return environ["wsgi.file_wrapper"](kinds[environ["query"]["kind"]](environ["query"]["path"]))
 
 

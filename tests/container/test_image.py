@@ -103,8 +103,8 @@ def test_health_is_not_taken_for_granted(image: str) -> None:
         assert docker("exec", container.identity, *check) == "ready\n"
         nobody = "--env", "EPOLLARD_ADMIN=0.0.0.0:9"
         assert "0.0.0.0:9" in docker("exec", *nobody, container.identity, *check, status=1)
-        nobody = "--env", "EPOLLARD_ADMIN=off", "--env", "PORT=9"
-        assert "0.0.0.0:9" in docker("exec", *nobody, container.identity, *check, status=1)
+        no_port = "--env", "EPOLLARD_ADMIN=off", "--env", "PORT=9"
+        assert "0.0.0.0:9" in docker("exec", *no_port, container.identity, *check, status=1)
         docker("exec", "--env", "EPOLLARD_THREADS=x", container.identity, *check, status=2)
 
 

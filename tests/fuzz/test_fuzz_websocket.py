@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from websockets.frames import Opcode
+from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
@@ -139,6 +139,7 @@ def witnessed(data: bytes) -> list[tuple[int, Any]]:
     events: list[tuple[int, Any]] = []
     opcode, message = 0, b""
     for event in server.events_received():
+        assert isinstance(event, Frame)
         content = bytes(event.data)
         if event.opcode in (Opcode.PING, Opcode.PONG):
             events.append((int(event.opcode), content))

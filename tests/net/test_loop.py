@@ -321,7 +321,7 @@ def test_a_post_ends_the_wait(loop):
     loop.turn(0)
     main = threading.get_native_id()
     called: list[float] = []
-    delays = []
+    delays: list[float] = []
     for _ in range(3):
         ready = threading.Event()
 

@@ -140,7 +140,7 @@ def test_a_turn_has_an_end(monkeypatch: pytest.MonkeyPatch, file: Callable[[byte
     greedy = Greedy()
     with greedy.own, greedy.other:
         small = FLUSH_TURN // 4
-        out = WriteBuffer(greedy, memoryview(bytes(small)))
+        out = WriteBuffer(greedy, memoryview(bytes(small)))  # type: ignore[arg-type]
         for _ in range(9):
             out.add(memoryview(bytes(small)))
         assert [out.flush() for _ in range(4)] == [FLUSH_TURN, FLUSH_TURN, 2 * small, 0]
@@ -149,7 +149,7 @@ def test_a_turn_has_an_end(monkeypatch: pytest.MonkeyPatch, file: Callable[[byte
         counts: list[int] = []
         monkeypatch.setattr(os, "sendfile", lambda sock, fd, offset, count: counts.append(count) or count)
         size = FLUSH_TURN + SENDFILE + 1
-        out = WriteBuffer(greedy, File(file(b""), 0, size))
+        out = WriteBuffer(greedy, File(file(b""), 0, size))  # type: ignore[arg-type]
         assert out.flush() == FLUSH_TURN
         assert out.pending == SENDFILE + 1
         assert counts == [SENDFILE] * (FLUSH_TURN // SENDFILE)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from websockets.client import ClientProtocol
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Opcode
+from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from epollard.protocol.frames import (
@@ -667,7 +668,7 @@ SETTINGS: list[dict[str, Any] | None] = [
 def met(setting: dict[str, Any] | None) -> tuple[ClientProtocol, Offer]:
     """The library's client after the handshake, with compression or without."""
     extensions = [] if setting is None else [ClientPerMessageDeflateFactory(**setting)]
-    client = ClientProtocol(parse_uri("ws://a/chat"), extensions=extensions, subprotocols=["b", "c"])
+    client = ClientProtocol(parse_uri("ws://a/chat"), extensions=extensions, subprotocols=[Subprotocol("b"), Subprotocol("c")])
     client.send_request(client.connect())
     request = HeadReader(8192, 100, 65536).read(b"".join(client.data_to_send()))
     assert request
@@ -734,7 +735,8 @@ def test_the_library_hears(setting: dict[str, Any] | None, messages: list[tuple[
         if cut < len(payload):
             data += frame(0, payload[cut:])
     client.receive_data(data + frame(PING, b"p") + close_frame(1012, "à bientôt"))
-    received, whole = client.events_received(), []
+    received = client.events_received()
+    whole: list[bytes] = []
     assert client.parser_exc is None
     for event in received[:-2]:
         if event.opcode is Opcode.CONT:

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_good_requests_are_understood(row: Row, warm: HeadReader):
         for reader in (warm, cold) if behind else (warm, cold, cold):
             found = corpus.feed(reader, corpus.pieces(row.data + behind, size))
             assert isinstance(found, Found), (found, size, behind)
+            assert isinstance(row.outcome, dict)
             assert found.facts | row.outcome == found.facts, (size, behind)
             assert found.rest == behind, size
 
@@ -448,7 +450,7 @@ def test_usual_requests_are_those_that_need_no_second_look():
 def test_strangers_fill_no_memory():
     """The caches hold so many entries and no long ones, whatever comes, and what comes once is kept by none."""
     reader = corpus.reader()
-    caches = (reader.known, reader._lines, reader._hosts, reader._shapes)
+    caches: tuple[Collection[object], ...] = (reader.known, reader._lines, reader._hosts, reader._shapes)
     most = [0] * len(caches)
     for number in range(3 * CACHED_ENTRIES):
         for size in (1, CACHED_BYTES + 1) if number % 8 == 0 else (1,):

@@ -18,7 +18,7 @@ from harness import HAS_V6, SCALE, Client, wait_for
 APP = "apps.asgi_calls:app"
 pytestmark = pytest.mark.interfaces("asgi")
 GET = b"GET %b HTTP/1.1\r\nHost: test\r\n\r\n"
-OFFERED = {"http.response.pathsend": {}, "http.response.zerocopysend": {}, "http.response.early_hint": {}}
+OFFERED: dict[str, object] = {"http.response.pathsend": {}, "http.response.zerocopysend": {}, "http.response.early_hint": {}}
 RECEIVED = {"type": "http.request", "body": "b''", "more_body": "False"}
 GONE = {"type": "http.disconnect"}
 TOLD = 1 * SCALE  # seconds: promptly
@@ -269,6 +269,7 @@ def test_sending_to_a_client_that_left(server, log, how, begun):
         getattr(client, how)()
     # A client that only says nothing more may still hear: the first bytes tell. One whole answer may fit before that.
     lines = wait_for(lambda: len(log.lines) > 2 and log.lines)
+    assert lines
     assert lines[2] == "ClientDisconnected True" or (lines[2] == "sent" and not begun)
     assert server.get("/hello").status == 200
     assert server.log.count("Traceback") == before

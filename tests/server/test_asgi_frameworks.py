@@ -32,7 +32,7 @@ def client_of(serve, framework):
     pytest.importorskip(framework.lower())
     server = serve(APPS[framework], env={"PYTHONWARNINGS": ""})
     with httpx.Client(base_url=server.url, timeout=WAIT, trust_env=False) as client:
-        client.server = server
+        client.server = server  # type: ignore[attr-defined]
         yield client
 
 

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
@@ -89,6 +90,7 @@ class Guest:
 
     def __init__(self, stack, server, room, name):
         address = f"ws://127.0.0.1:{server.port}/chat?" + urlencode({"room": room, "name": name})
+        self.welcome: Any = None
         self.socket = stack.enter_context(connect(address, proxy=None, open_timeout=WAIT))
 
     def hears(self, kind):
@@ -109,8 +111,8 @@ def chat(start):
             guest.welcome = guest.hears("welcome")
             return guest
 
-        chat.guest = lambda room, name: Guest(stack, server, room, name)
-        chat.server = server
+        chat.guest = lambda room, name: Guest(stack, server, room, name)  # type: ignore[attr-defined]
+        chat.server = server  # type: ignore[attr-defined]
         yield chat
 
 

@@ -22,7 +22,7 @@ def framework(request):
 def client(serve, framework, tmp_path_factory):
     server = serve(APPS[framework], env={"PYTHONWARNINGS": ""})
     with httpx.Client(base_url=server.url, timeout=WAIT, trust_env=False) as client:
-        client.server = server
+        client.server = server  # type: ignore[attr-defined]
         yield client
 
 

@@ -22,7 +22,7 @@ EDGE, ONESHOT = 0x80000000, 0x40000000  # EPOLLET, EPOLLONESHOT (epoll.h)
 
 def masks(pid):
     """The mask of each descriptor that an epoll of the process watches: proc_pid_fdinfo(5)."""
-    found = {}
+    found: dict[int, int] = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             if os.readlink(entry) == "anon_inode:[eventpoll]":

@@ -194,7 +194,7 @@ def test_no_descriptor_for_a_file(serve, tmp_path):
         asking = [stack.enter_context(server.connect()) for _ in range(2)]
         for client in asking:  # who has not spoken yet would wait for a descriptor like others
             assert client.get("/hello").status == 200
-        idle = []
+        idle: list[Client] = []
         while "cannot accept" not in server.log and len(idle) < 80:
             idle.append(stack.enter_context(server.connect()).send(b"G"))  # who is silent is not accepted
             asking[0].get("/hello")

@@ -109,7 +109,7 @@ def load_of(server, count):
 
 def load_by_worker(clients):
     """Ask each client's worker who it is."""
-    found = Counter()
+    found: Counter[int] = Counter()
     for client in clients:
         client.setblocking(False)
         with contextlib.suppress(BlockingIOError):

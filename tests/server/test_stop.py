@@ -31,7 +31,7 @@ def running(tmp_path):
             wait_for((tmp_path / "go.running").exists)
             return client
 
-        running.finish = (tmp_path / "go").touch
+        running.finish = (tmp_path / "go").touch  # type: ignore[attr-defined]
         yield running
 
 

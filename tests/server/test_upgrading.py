@@ -285,7 +285,8 @@ def test_backlog_and_steering(start, tmp_path):
 def test_the_management_address_answers_all_the_while(start):
     """`epollardctl healthcheck` finds the server ready during five upgrades, and commands reach whoever leads."""
     server = start(CONTROL, workers=2, admin="127.0.0.1:0")
-    stopped, answers = threading.Event(), Counter()
+    stopped = threading.Event()
+    answers: Counter[object] = Counter()
 
     def ask():
         while not stopped.is_set():

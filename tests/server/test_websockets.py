@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect as connect_asyncio
@@ -58,7 +59,8 @@ class Peer(Client):
             "sec-websocket-version": "13",
             **{name.replace("_", "-"): value for name, value in changed.items()},
         }
-        self.request(target, method, **{name: value for name, value in fields.items() if value is not None})
+        headers: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+        self.request(target, method, **headers)
         return self
 
     def say(self, opcode: int, payload: bytes | str = b"", **more) -> "Peer":
@@ -831,14 +833,14 @@ SETTINGS = [
     {"client_no_context_takeover": True},
     {"server_no_context_takeover": True, "client_no_context_takeover": True, "client_max_window_bits": 10},
 ]
-MESSAGES = ["", "a", "é" * 500, b"", b"\0" * 100_000, bytes(range(256)) * 20, "the same again", "the same again"]
+MESSAGES: list[Any] = ["", "a", "é" * 500, b"", b"\0" * 100_000, bytes(range(256)) * 20, "the same again", "the same again"]
 
 
 def extensions(setting):
     return [] if setting is None else [ClientPerMessageDeflateFactory(**setting)]
 
 
-def pieces(message, count):
+def pieces(message: Any, count: int) -> Any:
     size = len(message) // count + 1
     return [message[at : at + size] for at in range(0, len(message), size)] or [message]
 
@@ -900,7 +902,7 @@ def test_a_flood_of_compressed_messages(serve):
         assert "permessage-deflate" in str(client.response().header("sec-websocket-extensions"))
         before = resident(pid)
         packed = ClientPerMessageDeflateFactory().process_response_params([], [])
-        data = packed.encode(Frame(Opcode.BINARY, b"\0" * MEBIBYTE)).data
+        data = bytes(packed.encode(Frame(Opcode.BINARY, b"\0" * MEBIBYTE)).data)
         assert len(data) < 2000
         fill(client, masked(BINARY, data, rsv=4), 16 * MEBIBYTE)
         assert resident(pid) - before < 16 * MEBIBYTE
@@ -1046,7 +1048,7 @@ def fast(serve):
     def connect(target, **options):
         return connect_library(f"{server.url.replace('http', 'ws')}{target}", proxy=None, compression=None, **options)
 
-    connect.server = server
+    connect.server = server  # type: ignore[attr-defined]
     return connect
 
 

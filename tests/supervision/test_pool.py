@@ -175,7 +175,8 @@ def test_stacks_are_written_one_after_the_other(pool, sent):
     of = settings("--stuck-timeout", "60")
     for number in range(3):
         process(pool, PID + number)
-    times, now = {}, NOW
+    times: dict[tuple[int, int], float] = {}
+    now = NOW
     while len(times) < 6:
         pool.look(now, of)
         for one in sent:
@@ -192,7 +193,8 @@ def test_who_has_used_up_his_time_is_told_before_he_is_killed(pool, sent):
     slow, quick = process(pool), process(pool, PID + 1)
     pool.retire(slow, NOW, 30, False)
     pool.retire(quick, NOW, 30, True)
-    times, now = {}, NOW
+    times: dict[tuple[int, int], float] = {}
+    now = NOW
     while len(times) < 7:
         pool.look(now, of)
         for one in sent:

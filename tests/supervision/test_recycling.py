@@ -2,6 +2,7 @@
 
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_age(worker):
 def test_memory_must_stay_high(worker, monkeypatch):
     """Three looks in a row, two seconds apart: what one request needs for a moment is no leak."""
     wanted = settings("--max-worker-memory", "100M")
-    used = []
+    used: list[int] = []
     monkeypatch.setattr(recycling, "memory", lambda pid: used.pop(0) << 20)
     used += [101, 101, 100, 101, 101, 150]
     now = 100.0
@@ -64,7 +65,9 @@ def test_memory_is_measured():
 def test_one_at_a_time_and_none_while_others_start():
     """Of three that are worn out the second has its turn when the first is gone and its replacement ready."""
     wanted = settings("--max-requests", "1")
-    made = [SimpleNamespace(record=[9] * 16, ready=True, ready_since=100.0, leaving=False, lot=0, worn="") for _ in range(3)]
+    made: list[Any] = [
+        SimpleNamespace(record=[9] * 16, ready=True, ready_since=100.0, leaving=False, lot=0, worn="") for _ in range(3)
+    ]
     first = next_worn(made, wanted, 101)
     assert first is made[0]
     assert first.worn == "has answered 9 requests"

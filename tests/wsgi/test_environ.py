@@ -90,7 +90,7 @@ def test_lines(line: bytes, expected: dict[str, str]):
     ("options", "expected"),
     [({"threads": 1}, (False, False)), ({"threads": 2}, (True, False)), ({"processes": 2}, (False, True))],
 )
-def test_flags(options: dict[str, int], expected: tuple[bool, bool]):
+def test_flags(options: dict[str, Any], expected: tuple[bool, bool]):
     """An application is told whether others run beside it."""
     environ = make(**options)
     assert (environ["wsgi.multithread"], environ["wsgi.multiprocess"]) == expected
@@ -151,7 +151,7 @@ def test_the_standard_checker_is_content(row: corpus.Row):
 
     result = validator(app)(environ, lambda status, headers, exc_info=None: lambda data: None)
     assert b"".join(result) == b""
-    result.close()
+    result.close()  # type: ignore[attr-defined]  # the validator's has one
     assert request_uri(environ).startswith("http://")
 
 
