@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -450,7 +451,7 @@ def test_usual_requests_are_those_that_need_no_second_look():
 def test_strangers_fill_no_memory():
     """The caches hold so many entries and no long ones, whatever comes, and what comes once is kept by none."""
     reader = corpus.reader()
-    caches: tuple[Collection[object], ...] = (reader.known, reader._lines, reader._hosts, reader._shapes)
+    caches: tuple[Collection[Any], ...] = (reader.known, reader._lines, reader._hosts, reader._shapes)
     most = [0] * len(caches)
     for number in range(3 * CACHED_ENTRIES):
         for size in (1, CACHED_BYTES + 1) if number % 8 == 0 else (1,):
