@@ -1,5 +1,7 @@
 """Responses as bytes: how a body is framed and counted, whatever the pieces in which it comes. No socket, no server."""
 
+from collections.abc import Callable
+
 import pytest
 
 from epollard.protocol import response, response_body
@@ -100,7 +102,7 @@ def test_the_applications_own_date_is_the_only_one(to: str, closing: bool, conne
 
 
 FIVE_LEFT = "five bytes"
-WRITERS = {
+WRITERS: dict[str, Callable[[], BodyWriter]] = {
     FIVE_LEFT: lambda: LengthWriter(5),
     "no bytes": lambda: LengthWriter(0),
     "chunks": ChunkedWriter,
