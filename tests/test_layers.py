@@ -53,7 +53,7 @@ TESTED_ELSEWHERE = {
     "worker": ["server/test_stop.py", "server/test_signals.py", "server/test_supervision.py"],
     "asgi/exchange": ["server/test_asgi.py"],
     "asgi/lifespan": ["server/test_lifespan.py"],
-    "asgi/runner": ["server/test_guest.py"],
+    "asgi/runner": ["server/test_runner.py"],
     "asgi/scope": ["server/test_asgi.py"],
     "asgi/websocket": ["server/test_websockets.py"],
     "config/values": ["config/test_options.py"],

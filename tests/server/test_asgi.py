@@ -430,7 +430,7 @@ def test_returning_without_an_answer(server, log, when, steps):
     target = play(log, *when, *steps)
     with server.connect() as client:
         assert client.get(target).status == 500
-        server.wait_log("application returned without an answer on GET /play")
+        server.wait_log("application returned without a response on GET /play")
         assert client.get("/hello").status == 200
 
 
@@ -439,7 +439,7 @@ def test_returning_in_the_middle_of_an_answer(server, log):
     with server.connect() as client:
         client.request(play(log, start(), body("begun", True)))
         assert client.rest().endswith(b"5\r\nbegun\r\n")
-    server.wait_log("application returned without the end of its answer on GET /play")
+    server.wait_log("application returned without the end of its response on GET /play")
 
 
 ERRORS = ["RuntimeError", "SystemExit", "KeyboardInterrupt", "BaseException", "CancelledError", "StopAsyncIteration"]

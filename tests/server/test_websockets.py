@@ -328,7 +328,7 @@ def test_a_denial_that_is_not_finished(serve):
     server = serve(APP)
     with Peer(server, "/deny-half", open=False) as peer:
         assert peer.response().status == 500
-    server.wait_log("application returned without an answer on GET /deny-half")
+    server.wait_log("application returned without a response on GET /deny-half")
 
 
 def test_an_application_that_fails_within_a_denial(serve):
@@ -341,7 +341,7 @@ def test_an_application_that_fails_within_a_denial(serve):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"), [("raise-before", "RuntimeError: before accept"), ("return-before", "without an answer on WebSocket")]
+    ("path", "said"), [("raise-before", "RuntimeError: before accept"), ("return-before", "without a response on WebSocket")]
 )
 def test_an_application_that_fails_before(serve, path, said):
     """500, and the reason is in the log."""
@@ -784,7 +784,7 @@ def test_a_silent_client(serve):
         assert peer.hear_close()[0] == 1011
         assert peer.closed()
     assert note(server, name)["code"] == 1006
-    server.wait_log("nothing was heard since a ping")
+    server.wait_log("it did not respond to a ping")
 
 
 SIGNS = [masked(PONG), masked(PONG, b"another"), masked(TEXT, b"x"), masked(PING), b"\x82\xfe\xff\xff\0\0\0\0"]

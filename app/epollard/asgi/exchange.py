@@ -1,17 +1,45 @@
-"""One HTTP call of an ASGI application (ASGI 3, spec 2.5) and its answer.
+"""One HTTP call of an ASGI application (ASGI 3, HTTP spec 2.5) and its response.
 
-The first step of the application runs in the turn that read the request. Where it answers in that step, the answer goes back as
-bytes, as a WSGI answer does; from then on the call is *late*, and writes to its connection by itself.
+The application's first step runs in the turn of the loop that read the request. If it answers within that step, the response
+goes back as bytes, as in WSGI; from then on the exchange writes to its connection itself.
+
+An exchange is in one state of each of four kinds. Each kind only moves forward, except between ARRIVING and HELD, and each
+transition stands in the one method that is named here:
+
+    call      FIRST_STEP  the first step runs          -> LATE (`begin`, the step is over), RETURNED (`run`)
+              LATE        it waits, or runs again      -> RETURNED (`run`)
+              RETURNED    the application has returned
+
+    body      EXPECTED    the client wants to read "100 Continue" first   -> ARRIVING, LOST (`_ask_for_body`, from `receive`)
+    (of the   ARRIVING    it is read as it comes                          -> HELD (`feed`), WHOLE (`end`)
+    request)  HELD        the application takes less than comes, so
+                          nothing is read                                 -> ARRIVING (`_take_body`), WHOLE (`end`)
+              WHOLE       all of it is here                               -> CONSUMED (`_take_body`)
+              CONSUMED    the application has all of it
+              LOST        the response began first, so it will never come
+
+    response  AWAITED     the application has sent nothing                -> STARTED (`send`), OPEN (`_open`, for a 500)
+              STARTED     its head is known, and waits for a body         -> OPEN (`_open`)
+              OPEN        its head is sent                                -> DONE (`_finish`)
+              DONE        it is complete, or has been given up
+
+    client    PRESENT     it listens, and may still say something         -> LEFT (`on_disconnect`), GONE (`abort`)
+              LEFT        it says nothing more; it may still listen       -> GONE (`abort`)
+              GONE        nothing may be sent to it any longer
+
+`send` takes the usual response from STARTED to DONE at once, and `dismiss` makes a client GONE whose stream it has ended.
 """
 
 import asyncio
 import os
 import stat
-from collections.abc import Awaitable, Callable, MutableMapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from functools import partial
 from typing import Any, Final, Protocol
 
 from .. import log
+from ..net.connection import BODY as READING_BODY
 from ..net.connection import Connection
 from ..net.write_buffer import LOW
 from ..protocol import response
@@ -19,7 +47,12 @@ from ..protocol.request import Request
 from ..protocol.response import COPY_BELOW, KNOWN_RAW_HEADS, LAST_CHUNK, Head
 from .scope import Scope
 
-CLIENT_LEFT: Final = 499  # in the access log, as nginx has it
+CLIENT_LEFT: Final = 499  # the status in the access log, as in nginx's
+
+FIRST_STEP, LATE, RETURNED = range(3)
+EXPECTED, ARRIVING, HELD, WHOLE, CONSUMED, LOST = range(6)
+AWAITED, STARTED, OPEN, DONE = range(4)
+PRESENT, LEFT, GONE = range(3)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -31,114 +64,130 @@ _ERROR_BODY: Final = b"Internal Server Error\n"
 
 
 class ClientDisconnected(OSError):  # noqa: N818 - named as in the specification: an event, not a fault
-    """The client is gone, or has its whole answer: what is sent reaches nobody (spec 2.4)."""
+    """The client is gone, or has its whole response: nothing that is sent reaches it (spec 2.4)."""
 
 
-class Host(Protocol):
-    """What a call needs from the loop that it runs on."""
+class Runner(Protocol):
+    """What an exchange needs of the event loop that it runs on."""
 
     aio: asyncio.AbstractEventLoop
-    stopping: bool  # what still runs is cancelled
+    timed: bool  # whether `finished` needs to know when an exchange has started
+    stopping: bool  # calls that still run are being cancelled
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task whose first step has run when this returns."""
+
+    def begun(self, exchange: Any) -> None:
+        """The application has not returned in its first step."""
+
+    def ended(self, exchange: Any) -> None:
+        """The application has returned, in a later step."""
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """HTTPExchange something in this turn of the loop, but not now."""
+        """Call `callback` in this turn of the loop, but not now."""
 
     def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
-        """An answer is whole, or given up."""
-
-    def ended(self, call: Any) -> None:
-        """The application has returned."""
+        """A response is complete, or has been given up."""
 
 
 class HTTPExchange:
-    """One call of the application, and its answer."""
+    """One call of the application for an HTTP request, and its response. The sink of the request's body."""
 
     __slots__ = (
-        "_body",
         "_chunked",
-        "_held",
         "_left",
+        "_pieces",
         "_size",
         "_trailers",
         "_waiters",
         "answer",
-        "asked",
+        "body",
+        "call",
+        "client",
         "connection",
-        "dead",
-        "done",
-        "ended",
         "head",
-        "host",
-        "late",
-        "left",
-        "opened",
         "request",
+        "response",
+        "runner",
         "sent",
         "started",
         "task",
-        "whole",
     )
 
-    def __init__(self, host: Host, connection: Connection, request: Request) -> None:
-        self.host = host
+    def __init__(self, runner: Runner, connection: Connection, request: Request) -> None:
+        self.runner = runner
         self.connection = connection
         self.request = request
-        self.answer: bytes | None = None  # what the first step leaves
-        self.late = False  # the first step is over
+        self.call = FIRST_STEP
+        self.body = WHOLE
+        self.response = AWAITED
+        self.client = PRESENT
+        self.answer: bytes | None = None  # the result of the first step, see `Application.answer`
         self.head: Head | None = None
-        self.opened = False  # the head is sent
-        self.done = False  # the answer is whole, or given up
-        self.ended = False  # the application has returned
-        self.left = False  # the client says nothing more: it has its answer, or half closed, or is gone
-        self.dead = False  # nothing may be sent any more
-        self.whole = True  # the request's body is all there
-        self.sent = 0  # bytes of body
+        self.sent = 0  # bytes of the response's body
         self.started = 0.0  # time.perf_counter()
         self.task: asyncio.Task[None] | None = None
-        self.asked = True  # the client need not be told to send its body
-        self._body: list[bytes] | None = []  # what of it has arrived; None: the application has had all
-        self._size = 0
-        self._trailers: bytes | None  # what of them was given; None: none are to come
-        self._left: int | None  # bytes of body that are to come; None: unknown
+        self._pieces: list[bytes] = []  # of the request's body: received, and not yet taken by the application
+        self._size = 0  # bytes in them
+        self._trailers: bytes | None  # those given so far; None: the response has none
+        self._left: int | None  # bytes of the response's body that are still to come; None: unknown
         self._chunked: bool
-        self._held = False  # more has arrived than the application takes
         self._waiters: list[asyncio.Future[None]] | None = None
 
+    @classmethod
+    def denial(cls, runner: Runner, connection: Connection, request: Request, started: float) -> "HTTPExchange":
+        """The response to a WebSocket's handshake that the application denies, within the call for the WebSocket."""
+        exchange = cls(runner, connection, request)
+        exchange.call = LATE
+        exchange.started = started
+        connection.attach(exchange)
+        return exchange
+
+    def begin(self, app: App, scope: Scope) -> bytes | None:
+        """Call the application. Returns as `Application.answer` does."""
+        runner = self.runner
+        if runner.timed:
+            self.started = time.perf_counter()
+        task = runner.start(self.run(app, scope))
+        if self.call == FIRST_STEP:
+            self.call = LATE
+            self.task = task
+            runner.begun(self)
+        answer = self.answer
+        if answer is None:
+            connection = self.connection
+            if not connection.closed and self.client != GONE:
+                connection.attach(self)
+                if connection.stage != READING_BODY:
+                    connection.defer()
+        return answer
+
     async def run(self, app: App, scope: Scope) -> None:
-        """HTTPExchange the application, and see to it that there is an answer."""
+        """Call the application, and make sure that there is a response."""
         try:
             await app(scope, self.receive, self.send)
         except BaseException as error:
             self._fail(error)
         else:
-            if not self.done:
+            if self.response != DONE:
                 self.give_up()
-        self.ended = True
-        if self.late:
-            self.host.ended(self)
+        late = self.call == LATE
+        self.call = RETURNED
+        if late:
+            self.runner.ended(self)
 
     # What the application calls.
 
     async def receive(self) -> Message:
         """The body piece by piece, then `http.disconnect` as soon as it is true."""
-        if self._body is not None and not self.done:
-            if not self.asked:
-                self._ask()
-            while self._body == [] and not self.whole and not self.left and not self.done:
+        if self.body < CONSUMED and self.response != DONE:
+            if self.body == EXPECTED:
+                self._ask_for_body()
+            while not self._pieces and self.body < WHOLE and self.client == PRESENT and self.response != DONE:
                 await self._wait()
-            body = self._body  # which another task may have had meanwhile
-            if body is not None and (body or self.whole):
-                content = b"".join(body)
-                if self.whole:
-                    self._body = None
-                else:
-                    body.clear()
-                    self._size = 0
-                    if self._held:
-                        self._held = False
-                        self.connection.resume_reading()
-                return {"type": "http.request", "body": content, "more_body": not self.whole}
-        while not self.left and not self.done and not self.connection.closed:
+            if self._pieces or self.body == WHOLE:  # else another task has taken it meanwhile
+                return self._take_body()
+        while self.client == PRESENT and self.response != DONE and self.body != LOST and not self.connection.closed:
             await self._wait()
         return {"type": "http.disconnect"}
 
@@ -146,7 +195,7 @@ class HTTPExchange:
         """Raises `ClientDisconnected`; `response.HeadError`, `TypeError`, `RuntimeError` where the application is wrong."""
         kind = message["type"]
         connection = self.connection
-        if self.dead or connection.closed:
+        if self.client == GONE or connection.closed:
             raise ClientDisconnected("the client is gone")
         if kind == "http.response.body":
             body = message.get("body", b"")
@@ -155,12 +204,18 @@ class HTTPExchange:
             head = self.head
             if head is None:
                 raise RuntimeError("http.response.body before http.response.start")
-            if self.done:
-                raise RuntimeError("http.response.body after the end of the answer")
+            if self.response == DONE:
+                raise RuntimeError("http.response.body after the end of the response")
             if not message.get("more_body", False):
                 size = len(body)
-                if not self.opened and head.plain and self.request.plain and size <= COPY_BELOW and self._trailers is None:
-                    # The usual answer, written out: one small body.
+                if (
+                    self.response == STARTED
+                    and head.plain
+                    and self.request.plain
+                    and size <= COPY_BELOW
+                    and self._trailers is None
+                ):
+                    # The usual response, written out: one small body.
                     context = connection.context
                     end = context.close_end if connection.closing or context.draining else context.date_end
                     if head.length == size:
@@ -170,15 +225,16 @@ class HTTPExchange:
                     else:
                         self._send_body(body, False)
                         return
-                    connection.close_if_draining()
+                    if context.draining:
+                        connection.close_after_response()
                     self.sent = size
-                    self.opened = self.done = True
-                    if self.late:
+                    self.response = DONE
+                    if self.call == FIRST_STEP:
+                        self.runner.finished(connection, self.request, head.code, size, self.started)
+                        self.answer = data
+                    else:
                         connection.write(data, connection.closing)
                         self._finish()
-                    else:
-                        self.host.finished(connection, self.request, head.code, size, self.started)
-                        self.answer = data
                     return
                 self._send_body(body, False)
             else:
@@ -186,96 +242,106 @@ class HTTPExchange:
             if connection.out is not None and connection.out.full:
                 await self._drained()
         elif kind == "http.response.start":
-            if self.head is not None:
+            if self.response != AWAITED:
                 raise RuntimeError("http.response.start twice")
             key = message["status"], *message.get("headers", ())  # which may be an iterator, so it is read once
             try:
                 self.head = KNOWN_RAW_HEADS[key]
             except (KeyError, TypeError):
                 self.head = response.raw_head(key[0], key[1:])
+            self.response = STARTED
             self._trailers = b"" if message.get("trailers", False) else None
         else:
             await self._send_more(kind, message)
 
     # The sink of the request's body.
 
+    def read_body(self) -> bool:
+        """The request has a body that is still to come. False: it was refused at once."""
+        if self.request.fields.expect:
+            self.body = EXPECTED
+            return True
+        self.body = ARRIVING
+        self.connection.attach(self)
+        self.connection.read_body(self.connection.closing, False)
+        return self.client != GONE
+
     def feed(self, content: bytes) -> None:
-        """See `connection.Sink`."""
-        assert self._body is not None
-        self._body.append(content)
+        """See `Sink`."""
+        self._pieces.append(content)
         self._size += len(content)
-        if self._size > LOW and not self._held and self.late:
-            self._held = True
+        if self._size > LOW and self.body == ARRIVING and self.call != FIRST_STEP:
+            self.body = HELD
             self.connection.pause_reading()
-        self._wake()
+        if self._waiters:
+            self._wake()
 
     def end(self) -> bytes | None:
-        """See `connection.Sink`."""
-        self.whole = True
-        if self.late:
+        """See `Sink`."""
+        self.body = WHOLE
+        if self.call != FIRST_STEP:
             self.connection.attach(self)
             self.connection.defer()
-            self._held = False
         self._wake()
         return None
 
     def abort(self) -> bool:
-        """See `connection.Sink`."""
-        self.dead = self.left = True
+        """See `Sink`."""
+        self.client = GONE
         self._wake()
-        return self.opened
+        return self.response >= OPEN
 
     def on_disconnect(self) -> None:
-        """See `connection.DisconnectSink`."""
-        self.left = True
+        """See `DisconnectSink`."""
+        self.client = LEFT
         self._wake()
 
     # The end.
 
-    def finish_stream(self) -> None:
-        """The server is going: end an answer that has no end of its own, and let the application know."""
-        if self.done or self.dead or self.connection.closed:
-            return
-        self.connection.close_after_response()
-        if self._chunked:
-            self.connection.write(LAST_CHUNK, True)
-        self._finish()
-        self.dead = True
+    def dismiss(self) -> bool:
+        """The server is shutting down: end a response that has no end of its own. True: cancel the call in a moment."""
+        if self.response != OPEN or self.head is None or not self.head.events:
+            return False
+        if self.client != GONE and not self.connection.closed:
+            self.connection.close_after_response()
+            if self._chunked:
+                self.connection.write(LAST_CHUNK, True)
+            self._finish()
+            self.client = GONE
+        return True
 
     def _fail(self, error: BaseException) -> None:
-        """The application raised."""
-        line = self.request.line
-        where = f"{line.method} {line.target} of {self.connection.name()}"
-        if isinstance(error, ClientDisconnected) or (
-            isinstance(error, asyncio.CancelledError) and (self.dead or self.connection.closed)
-        ):
+        """The application raised an exception."""
+        where = f"{self._name()} of {self.connection.name()}"
+        gone = self.client == GONE or self.connection.closed
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if isinstance(error, ClientDisconnected) or (cancelled and gone):
             log.debug(f"the client left in the middle of {where}")
-        elif (self.dead or self.connection.closed) and _is_of_leaving(error):
+        elif gone and _is_of_leaving(error):
             log.info(f"the client left in the middle of {where}, and the application raised {type(error).__name__}")
-        elif isinstance(error, asyncio.CancelledError) and self.host.stopping:
+        elif cancelled and self.runner.stopping:
             log.info(f"cut short by a stop: {where}")
         else:
             log.exception(f"application failed on {where}", error)
-        if not self.done:
+        if self.response != DONE:
             self._refuse()
 
     def give_up(self, failed: bool = False) -> None:
-        """The application returned, or `failed`, which is in the log already, without a whole answer."""
-        if self.dead or self.connection.closed:
+        """The application returned, or `failed`, which is in the log already, without a complete response."""
+        if self.client == GONE or self.connection.closed:
             pass
-        elif self.left and self.asked:  # as it may: it was told that the client is gone
+        elif self.client == LEFT:  # the application knows it, and may have nothing more to say
             self.connection.close()
         elif not failed:
-            line = self.request.line
-            said = "the end of its answer" if self.opened else "an answer"
-            log.error(f"application returned without {said} on {line.method} {line.target}")
+            missing = "the end of its response" if self.response == OPEN else "a response"
+            log.error(f"application returned without {missing} on {self._name()}")
         self._refuse()
 
     def _refuse(self) -> None:
-        """Answer 500 where nothing is sent yet; else the connection's early end is the one way left to say so."""
-        if self.dead or self.connection.closed:
+        """Send a 500 if nothing has been sent; otherwise only closing the connection early can show the failure."""
+        if self.client == GONE or self.connection.closed:
             self._finish()
-        elif self.opened:
+        elif self.response == OPEN:
             self.connection.close()
             self._finish()
         else:
@@ -284,38 +350,52 @@ class HTTPExchange:
             self._send_body(_ERROR_BODY, False)
 
     def _finish(self) -> None:
-        """The answer is whole: the connection goes on."""
+        """The response is complete: the connection goes on."""
         code = self.head.code if self.head else CLIENT_LEFT
-        self.host.finished(self.connection, self.request, code, self.sent, self.started)
-        self.done = self.opened = True
+        self.runner.finished(self.connection, self.request, code, self.sent, self.started)
+        self.response = DONE
         if self._waiters:
             self._wake()
-        connection = self.connection
-        if not self.late:
+        if self.call == FIRST_STEP:
             self.answer = b""
             return
+        connection = self.connection
         connection.detach()
-        if connection.closed or self.dead:  # where it was refused, what it was told is still to arrive
+        if connection.closed or self.client == GONE:  # a client that was refused has still to receive the refusal
             return
         if connection.buffer:
-            self.host.post(connection.complete)  # the next request is not a part of this task, nor of its context
+            self.runner.post(connection.complete)  # the next request is no part of this task, nor of its context
         else:
             connection.complete()
 
     # Receiving.
 
-    def _ask(self) -> None:
+    def _ask_for_body(self) -> None:
         """The client waits for "100 Continue" (RFC 9110 10.1.1)."""
         connection = self.connection
-        if self.opened or connection.closed:  # 100 comes before the final status or never
-            self.left = True
+        if self.response >= OPEN or connection.closed:  # 100 comes before the final status or never
+            self.body = LOST
             return
-        self.asked = True
+        self.body = ARRIVING
         connection.attach(self)
         connection.read_body(connection.context.draining or not self.request.fields.keep_alive, True)
 
+    def _take_body(self) -> Message:
+        """As much of the body as has arrived. The connection goes on reading if it was held."""
+        content = b"".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        more = self.body < WHOLE
+        if self.body == WHOLE:
+            self.body = CONSUMED
+        elif self.body == HELD:
+            self.body = ARRIVING
+            self.connection.resume_reading()
+        return {"type": "http.request", "body": content, "more_body": more}
+
     async def _wait(self) -> None:
-        waiter: asyncio.Future[None] = asyncio.Future(loop=self.host.aio)
+        """Wait until something changes."""
+        waiter: asyncio.Future[None] = asyncio.Future(loop=self.runner.aio)
         if self._waiters is None:
             self._waiters = []
         self._waiters.append(waiter)
@@ -331,29 +411,23 @@ class HTTPExchange:
     # Sending.
 
     async def _send_more(self, kind: str, message: Message) -> None:
-        """What few applications send: the extensions of the specification."""
+        """Send a message of one of the specification's extensions."""
         connection = self.connection
         extensions = self.request.memo["extensions"]
         if kind not in extensions and kind != "http.response.push":
             raise RuntimeError(f"unknown or not offered: {kind!r}")
         if kind == "http.response.early_hint":
-            if self.opened or self.head is not None:
+            if self.response != AWAITED:
                 raise RuntimeError("http.response.early_hint after http.response.start")
             hints = response.field_lines([(b"Link", bytes(link)) for link in message.get("links", ())])
             connection.write(b"HTTP/1.1 103 Early Hints\r\n" + hints + b"\r\n")
             return
-        if self.head is None or self.done:
-            raise RuntimeError(f"{kind} {'after the end' if self.done else 'before the start'} of the answer")
+        if self.response == AWAITED or self.response == DONE:
+            raise RuntimeError(f"{kind} {'after the end' if self.response == DONE else 'before the start'} of the response")
         if kind == "http.response.trailers":
-            if self._trailers is None:
-                raise RuntimeError("http.response.trailers were not announced")
-            self._trailers += response.field_lines(message.get("headers", ()))
-            if not message.get("more_trailers", False):
-                opening = b"" if self.opened else self._open(None)
-                connection.write(opening + (b"0\r\n%b\r\n" % self._trailers if self._chunked else b""), connection.closing)
-                self._finish()
+            self._send_trailers(message)
         elif kind == "http.response.pathsend":
-            # Opened like this so that a FIFO in its place holds up nobody.
+            # Opened without blocking, so that a FIFO in its place does not block the loop.
             fd = os.open(message["path"], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             self._send_file(fd, 0, None, False)
         else:
@@ -363,21 +437,32 @@ class HTTPExchange:
         if connection.out is not None and connection.out.full:
             await self._drained()
 
+    def _send_trailers(self, message: Message) -> None:
+        if self._trailers is None:
+            raise RuntimeError("http.response.trailers were not announced")
+        self._trailers += response.field_lines(message.get("headers", ()))
+        if not message.get("more_trailers", False):
+            connection = self.connection
+            opening = b"" if self.response == OPEN else self._open(None)
+            connection.write(opening + (b"0\r\n%b\r\n" % self._trailers if self._chunked else b""), connection.closing)
+            self._finish()
+
     def _open(self, whole: int | None) -> bytes:
+        """The bytes of the head. `whole`: the length of the body where it is known though the application has not said it."""
         assert self.head is not None
-        self.opened = True
+        self.response = OPEN
         opening, self._left, self._chunked = self.connection.open(self.head, self.request, whole)
         return opening
 
-    def _begin(self, size: int, more: bool) -> bytes:
-        """The head, if it is still to be sent, before so many bytes of body."""
-        if self.opened:
+    def _open_for(self, size: int, more: bool) -> bytes:
+        """The bytes of the head, unless it has been sent, before `size` bytes of body."""
+        if self.response == OPEN:
             return b""
         return self._open(size if not more and self._trailers is None else None)
 
     def _send_body(self, body: bytes, more: bool) -> None:
         connection = self.connection
-        opening = self._begin(len(body), more)
+        opening = self._open_for(len(body), more)
         left = self._left
         if left is not None:
             if len(body) > left:
@@ -399,20 +484,11 @@ class HTTPExchange:
             self._end_body()
 
     def _send_file(self, fd: int, offset: int | None, count: int | None, more: bool) -> None:
-        """Send a piece of an open file, whose descriptor is ours. Without an offset: from where the file is, which moves on."""
+        """Send a piece of an open file, and close its descriptor. Without an offset: from its position, which moves on."""
         connection = self.connection
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise RuntimeError("this is no regular file")
-            here = os.lseek(fd, 0, os.SEEK_CUR) if offset is None else offset
-            if here < 0:
-                raise ValueError(f"offset {here} is before the file")
-            rest = max(status.st_size - here, 0)
-            count = rest if count is None else max(min(count, rest), 0)
-            if offset is None:
-                os.lseek(fd, count, os.SEEK_CUR)
-            opening = self._begin(count, more)
+            offset, count = _piece(fd, offset, count)
+            opening = self._open_for(count, more)
             left = self._left
             if left is not None:
                 if count > left:
@@ -423,7 +499,7 @@ class HTTPExchange:
             connection.write(opening + (b"%x\r\n" % count if chunked else b""))
             self.sent += count
             own, fd = fd, -1
-            connection.write_file(own, here, count)
+            connection.write_file(own, offset, count)
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -434,35 +510,59 @@ class HTTPExchange:
 
     def _end_body(self) -> None:
         if self._left and not self.connection.closed:
-            line = self.request.line
-            short = f"{self._left} bytes less than its Content-Length"
-            log.warning(f"application sent {short} on {line.method} {line.target}: closed")
+            log.warning(f"application sent {self._left} bytes less than its Content-Length on {self._name()}: closed")
             self.connection.close()
         if self._trailers is None or self.connection.closed:  # else they are to come
             self._finish()
 
     def _warn_of_too_much(self) -> None:
-        line = self.request.line
-        if line.method != "HEAD" and self.head is not None and not self.head.bodiless:
-            log.warning(f"application sent more than its Content-Length on {line.method} {line.target}: cut")
+        if self.request.line.method != "HEAD" and self.head is not None and not self.head.bodiless:
+            log.warning(f"application sent more than its Content-Length on {self._name()}: cut")
 
     async def _drained(self) -> None:
-        """Wait while too much waits for the client already."""
-        drained: asyncio.Future[None] = asyncio.Future(loop=self.host.aio)
-        self.connection.call_when_drained(partial(resolve, drained))
-        await drained
-        if self.connection.closed and not self.done:
+        await drained(self.runner, self.connection)
+        if self.connection.closed and self.response != DONE:
             raise ClientDisconnected("the client is gone")
+
+    def _name(self) -> str:
+        """The request, for the log."""
+        line = self.request.line
+        return f"{line.method} {line.target}"
+
+
+async def drained(runner: Runner, connection: Connection) -> None:
+    """Wait while too much waits for the client already."""
+    waiter: asyncio.Future[None] = asyncio.Future(loop=runner.aio)
+    connection.call_when_drained(partial(resolve, waiter))
+    await waiter
 
 
 def resolve(future: asyncio.Future[None]) -> None:
-    """Wake who waits, unless that was given up."""
+    """Wake the task that waits, unless it has given up."""
     if not future.done():
         future.set_result(None)
 
 
+def _piece(fd: int, offset: int | None, count: int | None) -> tuple[int, int]:
+    """Where a piece of a file begins and how long it is. Without an offset: at the file's position, which moves behind it.
+
+    Raises `OSError`; `RuntimeError`, `ValueError` where the application is wrong.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise RuntimeError("this is not a regular file")
+    start = os.lseek(fd, 0, os.SEEK_CUR) if offset is None else offset
+    if start < 0:
+        raise ValueError(f"offset {start} is before the file")
+    rest = max(status.st_size - start, 0)
+    count = rest if count is None else max(min(count, rest), 0)
+    if offset is None:
+        os.lseek(fd, count, os.SEEK_CUR)
+    return start, count
+
+
 def _is_of_leaving(error: BaseException | None) -> bool:
-    """Whether `ClientDisconnected` is at the root of it: frameworks raise exceptions of their own from it, or groups of it."""
+    """Whether `ClientDisconnected` is its root cause: frameworks raise exceptions of their own from it, or groups of it."""
     while error is not None and not isinstance(error, ClientDisconnected):
         if isinstance(error, BaseExceptionGroup):
             return all(map(_is_of_leaving, error.exceptions))

@@ -1,18 +1,20 @@
-"""The lifespan of an ASGI application (ASGI 3, lifespan 2.0): one call of it that lasts as long as the worker."""
+"""The lifespan of an ASGI application (ASGI 3, lifespan 2.0): one call that lasts as long as the worker."""
 
 import asyncio
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from .. import log
 
+EXIT_SECONDS: Final = 1.0  # for the application to return after its last message
+
 
 class StartupError(Exception):
-    """The application said that it cannot start; as text, why."""
+    """The application reported that it cannot start. The text is its reason."""
 
 
 class Lifespan:
-    """Startup, then shutdown. An application that raises before it has said anything has no lifespan: that is no error."""
+    """Startup, then shutdown. An application that raises before it sends a message has no lifespan, which is not an error."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -25,7 +27,7 @@ class Lifespan:
         self.supported = False
 
     async def startup(self) -> None:
-        """Returns when the application is ready, or has turned out not to care. Raises `StartupError`."""
+        """Returns when the application is ready, or has turned out to have no lifespan. Raises `StartupError`."""
         self._task = asyncio.create_task(self._run(), name="lifespan")
         self._events.put_nowait({"type": "lifespan.startup"})
         await self._started.wait()
@@ -38,8 +40,8 @@ class Lifespan:
             self._events.put_nowait({"type": "lifespan.shutdown"})
             await self._stopped.wait()
         if self._task is not None:
-            # What follows the last message (generators' ends, `async with`) may run to its end, but not wait for ever.
-            await asyncio.wait([self._task], timeout=1.0)
+            # Code after the last message (the end of an `async with`, a generator's `finally`) may finish, within a bound.
+            await asyncio.wait([self._task], timeout=EXIT_SECONDS)
             self._task.cancel()
             await asyncio.wait([self._task])
 

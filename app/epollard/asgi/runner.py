@@ -1,7 +1,9 @@
-"""asyncio as a guest on the worker's epoll, and ASGI applications on it: the `connection.Application` of an ASGI worker.
+"""Runs ASGI applications on the worker's loop, with asyncio in guest mode: the `Application` of an ASGI worker.
 
-asyncio's loop takes ours for its selector: one epoll, and connections are served while asyncio waits in `select`. What a
-request starts there runs its first step at once, in a context of its own.
+*Guest mode* is trio's term for an event loop that runs inside another one, the host. Here asyncio is the guest: its loop takes
+ours for its selector (`Loop` is a `selectors.BaseSelector`), so a worker has one epoll, and while asyncio waits in `select`
+connections are served by the same handlers as in a WSGI worker. A task that a request starts runs its first step at once, in a
+context of its own, without waiting for asyncio's next turn.
 """
 
 import asyncio
@@ -16,7 +18,7 @@ from contextvars import Context
 from typing import Any, Final
 
 from .. import log
-from ..net.connection import BODY, Connection
+from ..net.connection import Connection
 from ..net.loop import Loop
 from ..protocol import frames
 from ..protocol.request import ProtocolError, Request
@@ -26,14 +28,15 @@ from .scope import Scope, Scopes
 from .websocket import WebSocketExchange
 
 Access = Callable[[str, Request, int, int, float], object]
+Exchange = HTTPExchange | WebSocketExchange
 
-# Seconds that one step may keep the loop, and with it everybody else, before it is named in the log; and how often we look.
-HELD: Final = 0.25
-LOOK: Final = 0.1
-# Seconds that an application has to end what it does for a client that the server has sent away.
-DISMISSED: Final = 1.0
-TOLD: Final = 100  # calls whose place is told, as faulthandler does with threads
-CANCELLED: Final = 1.0  # ... and what is left at the very end
+# Seconds that one step may block the loop, and with it every client, before the log names it; and how often that is checked.
+BLOCKED_SECONDS: Final = 0.25
+WATCH_SECONDS: Final = 0.1
+# Seconds that the application has to end a call for a client that the server has dismissed, and all calls at the very end.
+DISMISS_SECONDS: Final = 1.0
+CANCEL_SECONDS: Final = 1.0
+REPORTED_CALLS: Final = 100  # whose places go to the log, as faulthandler limits threads
 
 
 class AsgiRunner:
@@ -43,6 +46,7 @@ class AsgiRunner:
         self.loop = loop
         self.aio: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop(loop)
         self.answered = 0
+        self.timed = access is not None
         self.stopping = False
         self.post = loop.post
         self._app = app
@@ -51,7 +55,9 @@ class AsgiRunner:
         self._access = access
         self._scopes = Scopes()
         self._make_scope = self._scopes.make
-        self._calls: set[HTTPExchange | WebSocketExchange] = set()  # those that did not end in their first step
+        self._calls: set[Exchange] = set()  # those that did not return in their first step
+        self.begun = self._calls.add
+        self.ended = self._calls.discard
         self._stop = asyncio.Event()
         self._caught: tuple[Callable[[], object], Context] | None = None
 
@@ -66,10 +72,10 @@ class AsgiRunner:
             self.aio.close()
 
     def stop(self) -> None:
-        """End `run`: what still runs is cancelled."""
+        """End `run`: calls that still run are cancelled."""
         self.stopping = True
         self._stop.set()
-        self.loop.wake()  # who asks may do so just before the loop waits
+        self.loop.wake()  # the loop may be about to wait
 
     @property
     def idle(self) -> bool:
@@ -77,7 +83,7 @@ class AsgiRunner:
         return not self._calls
 
     def alive(self, now: float) -> float:
-        """When the worker was last seen to live: it turns its loop."""
+        """When the worker was last known to be alive: it turns its loop."""
         return now
 
     def spent(self, now: float) -> float:
@@ -85,27 +91,20 @@ class AsgiRunner:
         return 0.0
 
     def dismiss(self) -> None:
-        """The server is going: who has no end of their own are told. To be called again while there may be new ones."""
+        """The server is shutting down: end what has no end of its own. To be called again as long as there may be new calls."""
         for call in tuple(self._calls):
-            if type(call) is WebSocketExchange:
-                if not call.dismiss():
-                    continue
-            elif type(call) is HTTPExchange and call.opened and not call.done and call.head is not None and call.head.events:
-                call.finish_stream()
-            else:
-                continue
-            if call.task is not None:
-                self.aio.call_later(DISMISSED, call.task.cancel)
+            if call.dismiss() and call.task is not None:
+                self.aio.call_later(DISMISS_SECONDS, call.task.cancel)
 
     def tell(self) -> None:
-        """Where each call waits goes to the log: no thread's stack shows it."""
-        for call in [*self._calls][:TOLD]:
+        """Log where each call waits: no thread's stack shows it."""
+        for call in [*self._calls][:REPORTED_CALLS]:
             if call.task is not None:
                 line = call.request.line
                 places = "".join(_places(call.task.get_coro()))
                 log.block(f"{line.method} {line.target} of {call.connection.name()} waits (most recent call first)", places)
-        if len(self._calls) > TOLD:
-            log.info(f"and {len(self._calls) - TOLD} more calls")
+        if len(self._calls) > REPORTED_CALLS:
+            log.info(f"and {len(self._calls) - REPORTED_CALLS} more calls")
 
     async def _serve(self, ready: Callable[[], object]) -> None:
         lifespan = Lifespan(self._app)
@@ -124,36 +123,28 @@ class AsgiRunner:
             await _cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
             await self.aio.shutdown_asyncgens()
 
-    # connection.Application
+    # Application
 
     def answer(self, connection: Connection, request: Request) -> bytes | None:
         """Answer a request that has no body."""
         scope = self._make_scope(connection, request)
         if scope["type"] == "websocket":
-            self._open_session(connection, request, scope)
+            self._begin_websocket(connection, request, scope)
             return None
-        return self._begin(HTTPExchange(self, connection, request), scope)
+        return HTTPExchange(self, connection, request).begin(self._app, scope)
 
     def answer_with_body(self, connection: Connection, request: Request, body: bytes) -> bytes | None:
         """Answer a request whose body is there."""
         scope = self._make_scope_of_body(connection, request)
-        call = HTTPExchange(self, connection, request)
-        call.feed(body)
-        return self._begin(call, scope)
+        exchange = HTTPExchange(self, connection, request)
+        exchange.feed(body)
+        return exchange.begin(self._app, scope)
 
     def answer_streaming(self, connection: Connection, request: Request) -> bytes | None:
-        """Answer a request that has a body: the application is called at once, and gets it as it comes."""
+        """Answer a request whose body is to come: the application is called at once, and receives the body as it arrives."""
         scope = self._make_scope_of_body(connection, request)
-        call = HTTPExchange(self, connection, request)
-        call.whole = False
-        if request.fields.expect:
-            call.asked = False
-        else:
-            connection.attach(call)
-            connection.read_body(connection.closing, False)
-            if call.dead:
-                return None
-        return self._begin(call, scope)
+        exchange = HTTPExchange(self, connection, request)
+        return exchange.begin(self._app, scope) if exchange.read_body() else None
 
     def _make_scope_of_body(self, connection: Connection, request: Request) -> Scope:
         scope = self._make_scope(connection, request)
@@ -161,50 +152,27 @@ class AsgiRunner:
             raise ProtocolError(400, "a WebSocket's handshake with a body")
         return scope
 
-    def _begin(self, call: HTTPExchange, scope: Scope) -> bytes | None:
-        if self._access is not None:
-            call.started = time.perf_counter()
-        task = self._start(call.run(self._app, scope))
-        if not call.ended:
-            call.task = task
-            self._calls.add(call)
-        call.late = True
-        answer = call.answer
-        if answer is None:
-            connection = call.connection
-            if not connection.closed and not call.dead:
-                connection.attach(call)
-                if connection.stage != BODY:
-                    connection.defer()
-        return answer
-
-    def _open_session(self, connection: Connection, request: Request, scope: Scope) -> None:
+    def _begin_websocket(self, connection: Connection, request: Request, scope: Scope) -> None:
         try:
             offer = frames.read_offer(request, self._deflate)
         except ProtocolError as error:
             connection.reject(error)
             return
         scope["subprotocols"] = offer.subprotocols
-        session = WebSocketExchange(self, connection, request, offer, self._max_size)
-        session.started = time.perf_counter()
-        connection.attach(session)
-        connection.defer()
-        task = self._start(session.run(self._app, scope))
-        if not session.ended:
-            session.task = task
-            self._calls.add(session)
-        session.late = True
+        WebSocketExchange(self, connection, request, offer, self._max_size).begin(self._app, scope)
+
+    # exchange.Runner
 
     if sys.version_info >= (3, 12):
 
-        def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-            """A task whose first step runs now."""
+        def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            """See `exchange.Runner`."""
             return asyncio.Task(coroutine, loop=self.aio, eager_start=True)
 
     else:
 
-        def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-            """A task whose first step runs now: it is caught on its way into the queue."""
+        def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            """See `exchange.Runner`. The first step is caught on its way into asyncio's queue."""
             aio: Any = self.aio
             aio.call_soon = self._catch
             try:
@@ -219,36 +187,30 @@ class AsgiRunner:
         def _catch(self, step: Callable[[], object], *, context: Context) -> None:
             self._caught = step, context
 
-    # asgi.Host
-
     def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
-        """See `asgi.Host`."""
+        """See `exchange.Runner`."""
         self.answered += 1
         if self._access is not None:
             self._access(connection.peer[0], request, code, sent, time.perf_counter() - started)
 
-    def ended(self, call: HTTPExchange | WebSocketExchange) -> None:
-        """See `asgi.Host`."""
-        self._calls.discard(call)
-
     # The watcher, a thread of its own.
 
     def _watch(self, thread: int, stopped: threading.Event) -> None:
-        """Name what holds the loop."""
-        told = 0.0
-        while not stopped.wait(LOOK):
+        """Log which code blocks the loop, once for each time that it does."""
+        reported = 0.0
+        while not stopped.wait(WATCH_SECONDS):
             since = self.loop.busy_since
-            if not since or since == told or time.monotonic() - since < HELD:
+            if not since or since == reported or time.monotonic() - since < BLOCKED_SECONDS:
                 continue
-            told = since
+            reported = since
             stack = sys._current_frames().get(thread)
             places = traceback.extract_stack(stack)[:-4:-1] if stack else []
             where = ", called by ".join(f"{os.path.basename(f.filename)}:{f.lineno} ({f.name})" for f in places)
-            log.warning(f"the event loop is held for over {HELD * 1000:.0f} ms, and everybody waits: {log.escape(where)}")
+            log.warning(f"event loop blocked for more than {BLOCKED_SECONDS * 1000:.0f} ms at {log.escape(where)}")
 
 
 def _places(awaited: Any) -> list[str]:
-    """The frames of a coroutine and of what it awaits, the last first, as faulthandler writes those of threads."""
+    """The frames of a coroutine and of those that it awaits, the innermost first, as faulthandler writes those of threads."""
     places: list[str] = []
     while awaited is not None:
         frame = _first(awaited, "cr_frame", "gi_frame", "ag_frame")
@@ -263,8 +225,8 @@ def _first(found: Any, *names: str) -> Any:
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
-    """Cancel, and give them a moment to end."""
+    """Cancel the tasks, and give them a moment to end."""
     for task in tasks:
         task.cancel()
     if tasks:
-        await asyncio.wait(tasks, timeout=CANCELLED)
+        await asyncio.wait(tasks, timeout=CANCEL_SECONDS)

@@ -1,6 +1,10 @@
-"""A request to an ASGI `scope` (ASGI 3). What depends on the bytes of a head alone is kept with the head's facts."""
+"""Makes a request's ASGI `scope` (ASGI 3). Whatever depends on the bytes of a head alone is remembered with that head.
 
-from typing import Any, Final, cast
+A scope belongs to the application, which may change it: two requests share nothing in it but immutable values and the empty
+dictionaries that stand for extensions.
+"""
+
+from typing import Any, Final
 
 from ..net.connection import Connection
 from ..protocol.frames import wants_upgrade
@@ -9,8 +13,8 @@ from ..protocol.request import Fields, Line, Request, Shape
 Scope = dict[str, Any]
 Peers = tuple[tuple[str, int] | None, tuple[str, int | None]]
 
-# We do what 2.5 asks. But Starlette takes 2.4 as leave not to listen for `http.disconnect`, since there `send` raises: a stream
-# that has nothing to send would outlive its client. No peer says more than 2.3 of HTTP.
+# We do what 2.5 requires. But from 2.4 on, where `send` raises, Starlette no longer listens for `http.disconnect`, so a stream
+# that has nothing to send would outlive its client. No other server announces more than 2.3 for HTTP.
 _SPEC: Final = {"version": "3.0", "spec_version": "2.3"}
 _WEBSOCKET_SPEC: Final = {"version": "3.0", "spec_version": "2.5"}
 
@@ -22,20 +26,20 @@ _WEBSOCKET: Final[dict[str, Any]] = {"websocket.http.response": {}}
 
 def takes_trailers(fields: Fields) -> bool:
     """Whether the client says that it takes trailers (RFC 9110 10.1.4)."""
-    said = ",".join([value for name, value in fields.items if name == "te"])
-    return "trailers" in [coding.strip(" \t").lower() for coding in said.split(",")]
+    accepted = ",".join([value for name, value in fields.items if name == "te"])
+    return "trailers" in [coding.strip(" \t").lower() for coding in accepted.split(",")]
 
 
 class Scopes:
-    """Makes the scope of each request. `state` is what the lifespan left there; None: it is not supported."""
+    """Makes the scope of each request. `state` is the one of the lifespan; None: the application does not support that."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] | None = None
 
     def make(self, connection: Connection, request: Request) -> Scope:
-        """The scope of a request, which is the application's to change."""
+        """The scope of a request, which the application may change."""
         memo = request.memo or self._memo(request)
-        scope = cast(Scope, memo.copy())
+        scope: Scope = memo.copy()
         scope["headers"] = memo["headers"].copy()
         scope["extensions"] = memo["extensions"].copy()
         scope["asgi"] = memo["asgi"].copy()
@@ -74,18 +78,18 @@ class Scopes:
         return memo
 
     def _of_shape(self, shape: Shape) -> tuple[list[bytes], bool, bool]:
-        """Its names as the application gets them, and whether there are TE and Upgrade to be read."""
+        """Its names as the application receives them, and whether TE and Upgrade are among them."""
         names = [name.encode("ascii") for name in shape.names]
         memo = shape.memo = names, b"te" in names, b"upgrade" in names
         return memo
 
     def _of_line(self, line: Line) -> Scope:
         target = line.target
-        if line.authority is not None:  # absolute form: what follows "http://authority"
+        if line.authority is not None:  # absolute form: the part after "http://authority"
             target = "/" + target.partition("://")[2].removeprefix(line.authority).removeprefix("/")
         memo = line.memo = {
             "method": line.method,
-            # Bytes that are no UTF-8 are in `raw_path`, whole; here they must not break who prints or encodes the path.
+            # Bytes that are not UTF-8 are whole in `raw_path`; here they must not break code that prints or encodes the path.
             "path": line.path.encode("latin-1").decode("utf-8", "replace"),
             "raw_path": target.partition("?")[0].encode("ascii"),
             "query_string": line.query.encode("ascii"),

@@ -1,8 +1,18 @@
-"""One WebSocket of an ASGI application (ASGI 3, spec 2.5). What bytes mean is `websocket`'s; here is what to do about it."""
+"""One call of an ASGI application for a WebSocket (ASGI 3, spec 2.5): what follows from messages, closes, pings and silence.
+
+`protocol.frames` turns bytes into messages and back. The handshake of a WebSocket is in one of these states:
+
+    CONNECTING   the application has not accepted  -> OPEN (`_accept`), CLOSED (`_refuse`, a denial, or the client left)
+    OPEN         both sides may send messages      -> CLOSING (`_close`), CLOSED (`_end`: the client closed, failed or left)
+    CLOSING      our close frame is sent           -> CLOSED (`_end`: the client's close frame, its end, or its deadline)
+    CLOSED       the application may still receive what has arrived, then `websocket.disconnect`
+
+How far the application's call has come is the same as for HTTP (`exchange`: FIRST_STEP, LATE, RETURNED).
+"""
 
 import asyncio
+import time
 from collections import deque
-from functools import partial
 from typing import Final
 
 from .. import log
@@ -11,13 +21,27 @@ from ..net.write_buffer import HIGH, LOW
 from ..protocol import frames, response
 from ..protocol.frames import BINARY, CLOSE, FAIL, PING, PONG, TEXT, Offer, Receiver, close_frame, frame
 from ..protocol.request import Request
-from .exchange import CLIENT_LEFT, App, ClientDisconnected, Host, HTTPExchange, Message, resolve
+from .exchange import (
+    CLIENT_LEFT,
+    DONE,
+    FIRST_STEP,
+    LATE,
+    RETURNED,
+    App,
+    ClientDisconnected,
+    HTTPExchange,
+    Message,
+    Runner,
+    drained,
+    resolve,
+)
 from .scope import Scope
 
 QUEUE: Final = 64  # messages that wait for the application; more stay with the client
-CLOSE_SECONDS: Final = 2.0  # for the client's answer to our close frame
-LAST_SECONDS: Final = 5.0  # for a client to take what waits for it when the server goes: one that reads slowly has no end
-# RFC 6455 7.4.1; 1012: IANA's registry
+CLOSE_SECONDS: Final = 2.0  # for the client to return our close frame
+# For a client to take what waits for it when the server shuts down: one that reads slowly would take for ever.
+LAST_SECONDS: Final = 5.0
+# RFC 6455 7.4.1; 1012 is from IANA's registry.
 NORMAL: Final = 1000
 NO_STATUS: Final = 1005
 ABNORMAL: Final = 1006
@@ -28,7 +52,7 @@ CONNECTING, OPEN, CLOSING, CLOSED = range(4)
 
 
 class WebSocketExchange:
-    """One call of the application for one WebSocket. The sink of its connection from the handshake on."""
+    """One call of the application for a WebSocket, and the sink of its connection from the handshake on."""
 
     __slots__ = (
         "_deadline",
@@ -37,69 +61,77 @@ class WebSocketExchange:
         "_held",
         "_messages",
         "_offer",
-        "_over",
+        "_outcome",
         "_pinged",
         "_receiver",
-        "_room",
         "_size",
         "_state",
         "_waiter",
+        "call",
         "connection",
-        "ended",
-        "host",
-        "late",
         "request",
+        "runner",
         "sent",
         "started",
         "task",
     )
 
-    def __init__(self, host: Host, connection: Connection, request: Request, offer: Offer, max_size: int) -> None:
-        self.host = host
+    def __init__(self, runner: Runner, connection: Connection, request: Request, offer: Offer, max_size: int) -> None:
+        self.runner = runner
         self.connection = connection
         self.request = request
-        self.ended = False  # the application has returned
-        self.late = False  # its first step is over
+        self.call = FIRST_STEP
         self.sent = 0  # bytes of messages
-        self.started = 0.0  # time.perf_counter()
+        self.started = time.perf_counter()
         self.task: asyncio.Task[None] | None = None
         self._offer = offer
         self._receiver = Receiver(max_size, offer.deflate)
         self._state = CONNECTING
         self._deadline = NEVER  # for the client's close frame
-        self._greeted = False  # the application has had frames.connect
+        self._greeted = False  # the application has received websocket.connect
         self._denial: HTTPExchange | None = None
         self._messages: deque[Message] = deque()  # for the application
         self._size = 0  # characters and bytes in them
         self._held = False  # more has arrived than the application takes
-        self._over: tuple[int, str] | None = None  # how it ended: code and reason
-        self._pinged = False  # and nothing was heard since
+        self._outcome: tuple[int, str] | None = None  # how it ended: code and reason
+        self._pinged = False  # and nothing has been received since
         self._waiter: asyncio.Future[None] | None = None  # for a message
-        self._room: asyncio.Future[None] | None = None  # for the client to take what it was sent
+
+    def begin(self, app: App, scope: Scope) -> None:
+        """Call the application: its first step runs now."""
+        self.connection.attach(self)
+        self.connection.defer()
+        task = self.runner.start(self.run(app, scope))
+        if self.call == FIRST_STEP:
+            self.call = LATE
+            self.task = task
+            self.runner.begun(self)
 
     async def run(self, app: App, scope: Scope) -> None:
-        """HTTPExchange the application, and see to it that the client hears of the end."""
+        """Call the application, and make sure that the client learns of the end."""
         failed = dismissed = False
         try:
             await app(scope, self.receive, self.send)
         except BaseException as error:
             failed = True
-            gone = self._state == CLOSED and isinstance(error, ClientDisconnected | asyncio.CancelledError)
-            dismissed = self.connection.context.draining and isinstance(error, asyncio.CancelledError)
+            cancelled = isinstance(error, asyncio.CancelledError)
+            gone = self._state == CLOSED and (cancelled or isinstance(error, ClientDisconnected))
+            dismissed = cancelled and self.connection.context.draining
             if not gone and not dismissed:
                 log.exception(f"application failed on WebSocket {self.request.line.target} of {self.connection.name()}", error)
         if self._denial is not None:
-            if not self._denial.done:
+            if self._denial.response != DONE:
                 self._denial.give_up(failed)
         elif self._state == CONNECTING:
             if not failed:
-                log.error(f"application returned without an answer on WebSocket {self.request.line.target}")
+                log.error(f"application returned without a response on WebSocket {self.request.line.target}")
             self._refuse(503 if dismissed else 500)
         elif self._state == OPEN:
             self._close(INTERNAL_ERROR if failed else NORMAL, "")
-        self.ended = True
-        if self.late:
-            self.host.ended(self)
+        late = self.call == LATE
+        self.call = RETURNED
+        if late:
+            self.runner.ended(self)
 
     # What the application calls.
 
@@ -113,15 +145,15 @@ class WebSocketExchange:
                 while (await self._denial.receive())["type"] != "http.disconnect":
                     pass
                 return {"type": "websocket.disconnect", "code": ABNORMAL, "reason": ""}
-            if self._over is not None:
-                code, reason = self._over
+            if self._outcome is not None:
+                code, reason = self._outcome
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}
             waiter = self._waiter
             if waiter is None or waiter.done():
-                waiter = self._waiter = asyncio.Future(loop=self.host.aio)
+                waiter = self._waiter = asyncio.Future(loop=self.runner.aio)
                 await waiter
             else:
-                await asyncio.wait((waiter,))  # another task waits for it, too, and may be cancelled
+                await asyncio.wait((waiter,))  # another task waits for it too, and may be cancelled
         message = self._messages.popleft()
         self._size -= len(message.get("text") or message.get("bytes") or b"")
         if self._held and self._size <= LOW and len(self._messages) < QUEUE // 2:
@@ -138,7 +170,7 @@ class WebSocketExchange:
             raise ClientDisconnected("the client is gone")
         if kind == "websocket.send":
             if self._state != OPEN:
-                raise RuntimeError("websocket.send before frames.accept")
+                raise RuntimeError("websocket.send before websocket.accept")
             text = message.get("text")
             if text is not None:
                 self._send_message(TEXT, text.encode())
@@ -148,7 +180,7 @@ class WebSocketExchange:
                     raise TypeError("websocket.send has neither text nor bytes")
                 self._send_message(BINARY, bytes(content))
             if self.connection.out is not None and self.connection.out.full:
-                await self._drained()
+                await drained(self.runner, self.connection)
         elif kind == "websocket.accept":
             self._accept(message)
         elif kind == "websocket.close":
@@ -165,7 +197,7 @@ class WebSocketExchange:
 
     def _accept(self, message: Message) -> None:
         if self._state != CONNECTING or self._denial is not None:
-            raise RuntimeError("websocket.accept after an answer")
+            raise RuntimeError("websocket.accept after a response")
         subprotocol = message.get("subprotocol")
         if subprotocol is not None and subprotocol not in self._offer.subprotocols:
             raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
@@ -189,24 +221,21 @@ class WebSocketExchange:
             connection.draw_cork()
 
     async def _deny(self, kind: str, message: Message) -> None:
-        """Another answer than 101 (the extension "websocket.http.response")."""
+        """Send a message of a response other than 101 (the extension "websocket.http.response")."""
         if self._state != CONNECTING:
-            raise RuntimeError(f"{kind} after frames.accept")
-        call = self._denial
-        if call is None:
-            call = self._denial = HTTPExchange(self.host, self.connection, self.request)
-            call.started = self.started
-            call.late = True
-            self.connection.attach(call)
+            raise RuntimeError(f"{kind} after websocket.accept")
+        denial = self._denial
+        if denial is None:
+            denial = self._denial = HTTPExchange.denial(self.runner, self.connection, self.request, self.started)
             self._wake()
-        await call.send({**message, "type": kind.removeprefix("websocket.")})
-        if call.done:
+        await denial.send({**message, "type": kind.removeprefix("websocket.")})
+        if denial.response == DONE:
             self._end(ABNORMAL, "")
 
     # The sink of the connection.
 
     def feed(self, content: bytes) -> None:
-        """See `connection.Sink`."""
+        """See `UpgradedProtocol`."""
         self._pinged = False
         connection = self.connection
         receiver = self._receiver
@@ -226,30 +255,30 @@ class WebSocketExchange:
             if not receiver.more or self._held:
                 break
             content = b""
-        if self._state == CLOSING:  # who talks on does not win time
+        if self._state == CLOSING:  # a client that goes on talking gains no time
             connection.set_deadline(self._deadline)
 
     def end(self) -> None:
         """Never called: a WebSocket ends by its own frames."""
 
     def abort(self) -> bool:
-        """See `connection.Sink`: the connection is closed."""
+        """See `UpgradedProtocol`: the connection is closed."""
         self._end(ABNORMAL, "")
         return True
 
     def on_disconnect(self) -> None:
-        """See `connection.DisconnectSink`: the client says nothing more. What it has said before is still to be received."""
+        """See `DisconnectSink`: the client says nothing more. What it has said before can still be received."""
         if self._state == CONNECTING:
             self._end(ABNORMAL, "")
             self.connection.close()
 
     def on_deadline(self) -> None:
-        """See `connection.UpgradedProtocol`: silence. Ping; if there was silence after that, too, the client is gone."""
+        """See `UpgradedProtocol`: the client is silent. Ping it; if it stays silent after that, it is gone."""
         connection = self.connection
         if self._state != OPEN:
             connection.close()
         elif self._pinged:
-            log.info(f"closed WebSocket of {connection.name()}: nothing was heard since a ping")
+            log.info(f"closed WebSocket of {connection.name()}: it did not respond to a ping")
             self._end(ABNORMAL, "no answer to a ping")
             connection.write(close_frame(INTERNAL_ERROR, "no answer to a ping"))
             connection.close()
@@ -282,7 +311,7 @@ class WebSocketExchange:
         if self._state == OPEN:
             self.connection.write(close_frame(code, reason))
         self._end(code, reason)
-        self._leave(linger=True)  # the client may have said more
+        self._leave(linger=True)  # the client may have sent more
 
     def _release(self) -> None:
         """The application takes more again."""
@@ -301,12 +330,15 @@ class WebSocketExchange:
     # The end.
 
     def dismiss(self) -> bool:
-        """The server is going (code 1012), and the client should come back. False: it is not decided yet whether it may in."""
+        """The server is shutting down: close with code 1012, and cancel the call in a moment.
+
+        False: the application has not yet decided whether to accept.
+        """
         if self._state == OPEN:
             self._close(SERVICE_RESTART, "service restart")
-            self.host.aio.call_later(LAST_SECONDS, self.connection.close)
+            self.runner.aio.call_later(LAST_SECONDS, self.connection.close)
         elif self._state == CONNECTING and self._waiter is not None and not self._waiter.done():
-            self._refuse(503)  # nothing is decided while the application waits for the client
+            self._refuse(503)  # an application that waits for its client will decide nothing
         return self._state != CONNECTING
 
     def _close(self, code: int, reason: str) -> None:
@@ -321,45 +353,37 @@ class WebSocketExchange:
             self._release()
         self._deadline = connection.context.now + CLOSE_SECONDS
         connection.set_deadline(self._deadline)
-        self._over = self._over or (code, reason)
+        self._outcome = self._outcome or (code, reason)
         self._wake()
 
     def _end(self, code: int, reason: str) -> None:
         if self._state != CLOSED:
-            if self._denial is None:  # which is counted by itself
+            if self._denial is None:  # a denial is counted on its own
                 status = CLIENT_LEFT if self._state == CONNECTING else 101
-                self.host.finished(self.connection, self.request, status, self.sent, self.started)
+                self.runner.finished(self.connection, self.request, status, self.sent, self.started)
             self._state = CLOSED
-        self._over = self._over or (code, reason)
+        self._outcome = self._outcome or (code, reason)
         self._wake()
 
     def _leave(self, linger: bool = False) -> None:
-        """Close the connection behind what waits to be sent."""
+        """Close the connection after what waits to be sent."""
         connection = self.connection
         connection.detach()
         connection.close_after_response()
         connection.complete(linger=linger)
 
     def _refuse(self, status: int) -> None:
-        """No WebSocket, in HTTP."""
+        """Respond with an HTTP status instead of a WebSocket."""
         connection = self.connection
         self._state = CLOSED
-        self._over = (ABNORMAL, "")
+        self._outcome = (ABNORMAL, "")
         self._wake()
         if connection.closed:
             return
-        self.host.finished(connection, self.request, status, 0, self.started)
+        self.runner.finished(connection, self.request, status, 0, self.started)
         connection.write(response.refusal(status, connection.context.date), True)
         self._leave()
 
     def _wake(self) -> None:
         if self._waiter is not None:
             resolve(self._waiter)
-
-    async def _drained(self) -> None:
-        """Wait while too much waits for the client already, as other tasks may do too."""
-        room = self._room
-        if room is None or room.done():
-            room = self._room = asyncio.Future(loop=self.host.aio)
-            self.connection.call_when_drained(partial(resolve, room))
-        await asyncio.wait((room,))
