@@ -17,9 +17,10 @@ from typing import Any, Final, Protocol
 from .. import log
 from ..net.connection import Connection
 from ..net.write_buffer import HIGH
-from ..protocol import response
+from ..protocol import response, response_body
 from ..protocol.request import Request
-from ..protocol.response import COPY_BELOW, LAST_CHUNK, Head
+from ..protocol.response import COPY_BELOW, Head
+from ..protocol.response_body import INTERNAL_ERROR, INTERNAL_ERROR_BODY, BodyWriter
 from .environ import Environ, FileWrapper
 from .input import ExpectedInput
 from .lease import LoopLease
@@ -29,8 +30,6 @@ StartResponse = Callable[..., Callable[[bytes], None]]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 Headers = list[tuple[str, str]]
 
-_ERROR: Final = response.head("500 Internal Server Error", (("Content-Type", "text/plain; charset=utf-8"),))
-_ERROR_BODY: Final = b"Internal Server Error\n"
 _FILES: Final = (io.BufferedReader, io.BufferedRandom, io.FileIO)
 
 
@@ -67,10 +66,8 @@ class Exchange:
     on_loop = True  # this thread turns the loop
     in_application = True  # ... and may lose it now, for the application's code runs: `lease.running` is this exchange
     aborted = False  # the client is gone or was refused: nothing is sent
-    sent = 0  # bytes of body
     started = 0.0  # time.perf_counter()
-    _left: int | None = None  # bytes of body that are to come; None: unknown
-    _chunked = False
+    _writer: BodyWriter  # from `opened` on
     _posted = 0  # bytes posted to the loop since the client was last waited for
     _completes_on_return = False  # all is sent, and returning from the turn says so, unless the loop is lost before
 
@@ -125,30 +122,6 @@ class Exchange:
         finally:
             self._enter_application()
 
-    def whole(self, body: bytes) -> bytes | None:
-        """The usual answer as bytes: one small body. None where it is not usual."""
-        head = self.head
-        if head is None or not head.plain or self.opened or type(body) is not bytes:
-            return None
-        request = self.request
-        connection = self.connection
-        size = len(body)
-        if request.plain and not connection.closing:
-            end = connection.context.date_end
-        elif request.line.method == "HEAD":
-            return None
-        elif connection.closing:
-            end = connection.context.close_end
-        else:
-            end = connection.context.keep_end
-        if size > COPY_BELOW:
-            return None
-        if head.length == size:
-            return head.lines + end + body
-        if head.length is None:
-            return b"%bContent-Length: %d\r\n%b%b" % (head.lines, size, end, body)
-        return None
-
     # The end of the call.
 
     def send_result(self, result: Iterable[bytes]) -> None:
@@ -177,8 +150,8 @@ class Exchange:
         else:
             log.exception(f"application failed on {where}", error)
         if not self.opened:
-            self.head = _ERROR
-            self._send_whole(_ERROR_BODY)
+            self.head = INTERNAL_ERROR
+            self._send_whole(INTERNAL_ERROR_BODY)
             self._send_end()
         else:
             # The head promised another body. To end the connection early is the one way left to say so.
@@ -227,31 +200,33 @@ class Exchange:
 
     # Sending. The application's code is over.
 
-    def _open(self, whole: int | None) -> bytes:
-        """The head's bytes. `whole`: length of the body where it is known though the application did not say it."""
+    def _open(self, size: int | None) -> bytes:
+        """The bytes of the head. `size`: of the whole body, where it is known."""
         head = self.head
         if head is None:
             raise AssertionError("the application did not call start_response")
         self.opened = True
         self._posted = 0
-        opening, self._left, self._chunked = self.connection.open(head, self.request, whole)
+        connection = self.connection
+        context = connection.context
+        closing = connection.closing or context.draining
+        opening, self._writer, closing = response_body.start(head, self.request, context, size=size, closing=closing)
+        if closing:
+            connection.close_after_response()
         return opening
+
+    def _frame(self, data: bytes) -> bytes:
+        """A piece of the body as it is sent."""
+        framed = self._writer.write(data)
+        if self._writer.excess:
+            log.warning(response_body.excess_warning(self.request))
+        return framed
 
     def _send(self, data: bytes) -> None:
         """Some of the body, and the head before it."""
         opening = b"" if self.opened else self._open(None)
-        left = self._left
-        if left is not None and len(data) > left:
-            if self.request.line.method != "HEAD" and self.head is not None and not self.head.bodiless:
-                line = self.request.line
-                log.warning(f"application sent more than its Content-Length on {line.method} {line.target}: cut")
-            data = data[:left]
-        if left is not None:
-            self._left = left - len(data)
-        self.sent += len(data)
-        if data and self._chunked:
-            data = response.chunk(data)
-        self._put(opening + data if opening else data)
+        framed = self._frame(data)
+        self._put(opening + framed if opening else framed)
 
     def _put(self, data: bytes) -> None:
         """Bytes to the connection. Waits while too many wait there already."""
@@ -275,24 +250,16 @@ class Exchange:
         drained.acquire()
 
     def _send_whole(self, body: bytes) -> None:
+        """All of the body, and the head before it."""
         if self.opened:
             self._send(body)
             return
         opening = self._open(len(body))
-        head = self.head
-        assert head is not None
-        if self._left == 0:
-            self._put(opening)
-        elif self._left != len(body):
-            self._put(opening)
-            self._send(body)
-        else:
-            self._left = 0
-            self.sent = len(body)
-            if len(body) <= COPY_BELOW:
-                self._put(opening + body)
-            elif not self.aborted:
-                self._call(self.connection.write_two, opening, body)
+        framed = self._frame(body)
+        if len(framed) <= COPY_BELOW:
+            self._put(opening + framed)
+        elif not self.aborted:
+            self._call(self.connection.write_two, opening, framed)
 
     def _stream(self, result: Iterable[bytes]) -> None:
         """Each piece is sent before the next is asked for (PEP 3333)."""
@@ -302,9 +269,9 @@ class Exchange:
             if type(piece) is not bytes:
                 raise TypeError(f"the application's result holds {type(piece).__name__}, not bytes")
             if piece:
-                whole = self.opened and self._left == 0  # asked on nevertheless: code after the last piece wants to run
+                full = self.opened and self._writer.full  # asked on nevertheless: code after the last piece wants to run
                 self._send(piece)
-                if whole:
+                if full:
                     return
             if self.connection.closed or self.aborted:
                 return
@@ -335,10 +302,9 @@ class Exchange:
         # A descriptor of our own: the application may close its file long before a slow client has it all.
         own = os.dup(fd)
         self._put(self._open(count))
-        if self._left and not self.aborted:
-            self._left -= count
-            self.sent = count
-            self._call(self.connection.write_file, own, offset, count)
+        _, allowed, _ = self._writer.write_file(count)  # its length is known, so there is nothing before it or behind it
+        if allowed and not self.aborted:
+            self._call(self.connection.write_file, own, offset, allowed)
         else:
             os.close(own)
         return True
@@ -348,27 +314,25 @@ class Exchange:
         self._leave_application()
         if not self.opened:
             self._put(self._open(0))
-        if self._chunked:
-            self._put(LAST_CHUNK)
-        elif self._left and not self.connection.closed and not self.aborted:
-            line = self.request.line
-            short = f"{self._left} bytes less than its Content-Length"
-            log.warning(f"application sent {short} on {line.method} {line.target}: closed")
+        writer = self._writer
+        self._put(writer.end())
+        if writer.missing and not self.connection.closed and not self.aborted:
+            log.warning(response_body.missing_warning(self.request, writer.missing))
             self._call(self.connection.close)
         self._finish()
 
     def _finish(self) -> None:
-        """The connection goes on, unless its turn is not over yet: then returning from it says the same."""
+        """The connection goes on; where its turn is not over yet, returning from it says the same."""
         assert self.head is not None
         # Counted first: the end of the last connection is the end of a worker that drains.
-        self._call(self.runner.finished, self.connection, self.request, self.head.code, self.sent, self.started)
+        self._call(self.runner.finished, self.connection, self.request, self.head.code, self._writer.sent, self.started)
         if self.on_loop:
             self._completes_on_return = True
         elif not self.aborted:
             self.runner.post(self.connection.complete)
 
     def _close(self, result: Iterable[bytes]) -> None:
-        """`close()` of the result, always (PEP 3333). What it raises is the log's: the client has its answer."""
+        """`close()` of the result, always (PEP 3333). What it raises is logged: the client has its response."""
         close = getattr(result, "close", None)
         if close is None:
             self._leave_application()

@@ -30,6 +30,7 @@ from typing import Any, Final
 from ..net.connection import Connection
 from ..net.loop import Loop
 from ..protocol.request import Request
+from ..protocol.response_body import whole
 from .environ import Environment
 from .exchange import App, Exchange
 from .input import ExpectedInput, Upload
@@ -148,20 +149,19 @@ class LeaderFollowers:
         lease.running = None
         if lease.contested and lease.revoked():
             exchange.on_loop = False
-        elif error is None and type(result) is list and len(result) == 1:
+        elif error is None and type(result) is list and len(result) == 1 and not exchange.opened:
             [content] = result
             head = exchange.head
+            context = connection.context
             if (
                 type(content) is bytes
                 and head is not None
                 and head.usual == len(content)
-                and not exchange.opened
                 and (request.plain or (connection.closing and request.line.method != "HEAD"))
-            ):
-                context = connection.context
+            ):  # as `response_body.whole` does
                 response = head.lines + (context.close_end if connection.closing else context.date_end) + content
             else:
-                response = exchange.whole(content)
+                response = whole(head, request, context, content, connection.closing)
             if response is not None:
                 if self._access is None:
                     self.answered += 1
