@@ -31,7 +31,7 @@ IMPORTS: dict[str, set[str]] = {
     "wsgi": {"log", "net", "protocol"},
     "asgi": {"log", "net", "protocol"},
     # The two kinds of process.
-    "worker": {"access_log", "asgi", "config", "demo", "exits", "importer", "log", "net", "protocol", "scoreboard", "wsgi"},
+    "worker": {"access_log", "asgi", "config", "demo", "exits", "importer", "log", "net", "scoreboard", "wsgi"},
     "supervision": {"cgroup", "config", "directory", "exits", "log", "net", "scoreboard"},
     "management": {"config", "exits", "log", "net", "protocol", "scoreboard", "supervision"},
     "supervisor": {"cgroup", "config", "exits", "log", "management", "net", "scoreboard", "supervision", "worker"},
@@ -62,6 +62,8 @@ TESTED_ELSEWHERE = {
     "management/routes": ["server/test_admin.py"],
     "management/server": ["server/test_admin.py"],
     "net/connection": ["server/test_http.py", "server/test_limits.py"],
+    "net/context": ["server/test_limits.py"],
+    "net/contracts": ["server/test_access_log.py"],
     "net/signals": ["server/test_signals.py"],
     "supervision/balance": ["server/test_rescue.py", "server/test_scaling.py"],
     "wsgi/exchange": ["server/test_wsgi.py"],

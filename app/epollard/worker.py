@@ -26,10 +26,10 @@ from .asgi.lifespan import StartupError
 from .asgi.runner import AsgiRunner
 from .config.options import Config
 from .net import syn_filter
-from .net.connection import WorkerContext
+from .net.connection import accept
+from .net.context import Limits, Timeouts, WorkerContext
 from .net.loop import IN, Loop
 from .net.signals import Signals
-from .protocol.request import HeadReader
 from .scoreboard import WorkerEnds
 from .wsgi.threads import LeaderFollowers
 
@@ -123,15 +123,27 @@ class Worker:
             self._interface = LeaderFollowers(
                 loop, app, threads=config.threads, processes=config.most_workers, access=add, local=self._local
             )
-        reader = HeadReader(config.max_line, config.max_headers, config.max_header_bytes)
-        self._server = server = WorkerContext(loop, reader, self._interface)
-        server.limit(config.max_body, config.header_timeout, config.body_timeout, config.write_timeout, config.keep_alive)
-        server.ping(config.ws_ping_interval, config.ws_ping_timeout)
-        server.trigger(config.trigger)
-        if kind == "asgi":
-            server.notify_disconnects()
-        if config.tcp == "cork":
-            server.cork()
+        self._server = WorkerContext(
+            loop,
+            self._interface,
+            limits=Limits(
+                max_line=config.max_line,
+                max_headers=config.max_headers,
+                max_header_bytes=config.max_header_bytes,
+                max_body=config.max_body,
+            ),
+            timeouts=Timeouts(
+                header=config.header_timeout,
+                body=config.body_timeout,
+                write=config.write_timeout,
+                keep_alive=config.keep_alive,
+                ping_interval=config.ws_ping_interval,
+                ping_timeout=config.ws_ping_timeout,
+            ),
+            trigger=config.trigger,
+            corked=config.tcp == "cork",
+            notify_disconnects=kind == "asgi",
+        )
         loop.on_tick = self._tick
         self._sums = (time.monotonic(), loop.waited, 0.0, time.process_time())
         self._tick()
@@ -195,8 +207,7 @@ class Worker:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for connection in self._server.connections:
-            connection.sock.close()
+        self._server.disown()
         if isinstance(self._interface, LeaderFollowers):
             self._signals.close()
         self._loop.close()
@@ -253,12 +264,12 @@ class Worker:
         self._loop.watch(listener.fileno(), mask, partial(self._on_listener, bare, listener.family, local))
 
     def _on_listener(self, listener: socket.SocketType, family: int, local: tuple[str, str], events: int) -> None:
-        accept = listener._accept  # type: ignore[attr-defined]
+        take = listener._accept  # type: ignore[attr-defined]
         server, record = self._server, self._record
         record[scoreboard.ACCEPTED] = server.accepted  # whose queue stands still while this does counts as stuck
         for _ in range(ACCEPTS):
             try:
-                fd, peer = accept()
+                fd, peer = take()
             except BlockingIOError:
                 record[scoreboard.ACCEPTED] = server.accepted
                 record[scoreboard.ACTIVE] = len(server.connections)  # new connections are steered by it
@@ -268,7 +279,7 @@ class Worker:
                     self._pause(listener, error)
                     return
                 continue  # the client left while it waited: accept(2), "Error handling"
-            server.accept(socket.SocketType(family, socket.SOCK_STREAM, 0, fd), peer, local)
+            accept(server, socket.SocketType(family, socket.SOCK_STREAM, 0, fd), peer, local)
         record[scoreboard.ACCEPTED] = server.accepted
         record[scoreboard.ACTIVE] = len(server.connections)
 
@@ -351,13 +362,13 @@ class Worker:
         except OSError:  # nothing waits any more (or nothing can be taken)
             self._listeners.pop().close()
             return
-        self._server.accept(socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd), peer, _local(listener))
+        accept(self._server, socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd), peer, _local(listener))
 
     def _dismiss_idle(self) -> None:
         chance = LAST_CHANCE
         if self._record[scoreboard.STAYS]:
             chance = max(chance, min(LONGER_CHANCE, self._config.graceful_timeout / 2 - 1))
-        self._server.dismiss_idle(time.monotonic() + chance)
+        self._server.expire_idle(time.monotonic() + chance)
 
     def _stop_when_idle(self) -> None:
         if self._flush is not None:

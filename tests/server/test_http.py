@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from epollard.net.connection import RECEIVE, RECEIVE_FIRST
+from epollard.net.context import RECEIVE, RECEIVE_FIRST
 from gates import Gate
 from harness import WAIT, Client, wait_for
 

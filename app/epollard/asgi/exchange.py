@@ -39,6 +39,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from .. import log
+from ..net import contracts
 from ..net.connection import BODY as READING_BODY
 from ..net.connection import Connection
 from ..net.write_buffer import LOW
@@ -67,7 +68,7 @@ class ClientDisconnected(OSError):  # noqa: N818 - named as in the specification
     """The client is gone, or has its whole response: nothing that is sent reaches it (spec 2.4)."""
 
 
-class Runner(Protocol):
+class Runner(contracts.Runner, Protocol):
     """What an exchange needs of the event loop that it runs on."""
 
     aio: asyncio.AbstractEventLoop
@@ -82,12 +83,6 @@ class Runner(Protocol):
 
     def ended(self, exchange: Any) -> None:
         """The application has returned, in a later step."""
-
-    def post(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """Call `callback` in this turn of the loop, but not now."""
-
-    def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
-        """A response is complete, or has been given up."""
 
 
 class HTTPExchange:

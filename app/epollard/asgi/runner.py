@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from .. import log
 from ..net.connection import Connection
+from ..net.contracts import AccessLogger, Runner
 from ..net.loop import Loop
 from ..protocol import frames
 from ..protocol.request import ProtocolError, Request
@@ -27,7 +28,6 @@ from .lifespan import Lifespan
 from .scope import Scope, Scopes
 from .websocket import WebSocketExchange
 
-Access = Callable[[str, Request, int, int, float], object]
 Exchange = HTTPExchange | WebSocketExchange
 
 # Seconds that one step may block the loop, and with it every client, before the log names it; and how often that is checked.
@@ -39,16 +39,15 @@ CANCEL_SECONDS: Final = 1.0
 REPORTED_CALLS: Final = 100  # whose places go to the log, as faulthandler limits threads
 
 
-class AsgiRunner:
+class AsgiRunner(Runner):
     """The asyncio loop of a worker, and the calls that run on it."""
 
-    def __init__(self, loop: Loop, app: App, max_size: int, deflate: bool, access: Access | None) -> None:
+    def __init__(self, loop: Loop, app: App, max_size: int, deflate: bool, access: AccessLogger | None) -> None:
         self.loop = loop
         self.aio: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop(loop)
         self.answered = 0
         self.timed = access is not None
         self.stopping = False
-        self.post = loop.post
         self._app = app
         self._max_size = max_size  # bytes of a WebSocket's message
         self._deflate = deflate
@@ -187,11 +186,9 @@ class AsgiRunner:
         def _catch(self, step: Callable[[], object], *, context: Context) -> None:
             self._caught = step, context
 
-    def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
-        """See `exchange.Runner`."""
-        self.answered += 1
-        if self._access is not None:
-            self._access(connection.peer[0], request, code, sent, time.perf_counter() - started)
+    def post(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """See `contracts.Runner`."""
+        self.loop.post(callback, *arguments)
 
     # The watcher, a thread of its own.
 

@@ -16,7 +16,8 @@ from collections import deque
 from typing import Final
 
 from .. import log
-from ..net.connection import NEVER, Connection
+from ..net.connection import Connection
+from ..net.context import NEVER
 from ..net.write_buffer import HIGH, LOW
 from ..protocol import frames, response
 from ..protocol.frames import BINARY, CLOSE, FAIL, PING, PONG, TEXT, Offer, Receiver, close_frame, frame
@@ -284,7 +285,7 @@ class WebSocketExchange:
             connection.close()
         else:
             self._pinged = True
-            connection.set_deadline(connection.context.now + connection.context.ping_timeout)
+            connection.set_deadline(connection.context.now + connection.context.timeouts.ping_timeout)
             connection.write(frame(PING, b""))
 
     def _push(self, message: Message, size: int) -> None:

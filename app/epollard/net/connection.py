@@ -8,20 +8,18 @@ for what the kernel did not take: a request that finds an idle connection costs 
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from .. import log
 from ..protocol import response
-from ..protocol.request import ChunkedBody, Fields, HeadReader, LengthBody, ProtocolError, Request
+from ..protocol.request import ChunkedBody, Fields, LengthBody, ProtocolError, Request
 from ..protocol.response import CHUNKED, CLOSE, KEEP, Head
-from .loop import EDGE, ERR, HUP, IN, ONESHOT, OUT, RDHUP, Loop
+from .context import NEVER, RECEIVE, WorkerContext
+from .contracts import DisconnectSink, Sink, UpgradedProtocol
+from .loop import ERR, HUP, IN, OUT, RDHUP
 from .write_buffer import DONTWAIT, FLUSH_TURN, File, WriteBuffer
 
-# Bytes taken at once. Who has not sent more at once before is read into what CPython allocates by itself (512 bytes with the
-# 33 of an object): to malloc(3) and back costs 70 ns. Where new clients send more, the next ones get more for the rest
-# of the second: to ask again costs 800 ns. A buffer of 64 KiB and more costs a consolidation each time it is freed.
-RECEIVE_FIRST: Final = 512 - 33
-RECEIVE: Final = 16384
+# Bytes received at once of a body. A buffer of 64 KiB and more costs a consolidation of the heap each time it is freed.
 RECEIVE_BODY: Final = 65536
 # What one client may take of a turn: answered requests of a pipeline (the rest waits for the next turn).
 PIPELINE: Final = 64
@@ -29,38 +27,9 @@ PIPELINE: Final = 64
 # answer is not lost to a reset (RFC 9112 9.6).
 LINGER_BYTES: Final = 1024 * 1024
 LINGER_SECONDS: Final = 2.0
-NEVER: Final = float("inf")
-MUCH: Final = 1 << 62
 LAST: Final = DONTWAIT | int(socket.MSG_MORE)
 
 HEAD, BODY, BUSY, FLUSH, LINGER, STREAM = range(6)
-
-
-class Sink(Protocol):
-    """Where a request's body goes."""
-
-    def feed(self, content: bytes) -> None:
-        """Take some of the body. May raise `OSError`."""
-
-    def end(self) -> bytes | None:
-        """The body is whole. Returns as `Application` does."""
-
-    def abort(self) -> bool:
-        """The rest of the body will never come: the client is gone, or broke a rule. True: it has an answer, or part of one."""
-
-
-class DisconnectSink(Sink, Protocol):
-    """A sink that wants to hear of its client while the request is being answered (`WorkerContext.notify_disconnects`)."""
-
-    def on_disconnect(self) -> None:
-        """The client says nothing more: it half closed, or is gone, which only writing to it will show."""
-
-
-class UpgradedProtocol(Sink, Protocol):
-    """What speaks another protocol on a connection after `Connection.upgrade`. Its `abort` is the end of the connection."""
-
-    def on_deadline(self) -> None:
-        """The client has said nothing for as long as `due` had it."""
 
 
 class DiscardBody:
@@ -78,132 +47,22 @@ class DiscardBody:
         return True
 
 
-class Application(Protocol):
-    """What answers requests. An answer is the whole of it in bytes (empty where it was written already), or None: later."""
-
-    def answer(self, connection: "Connection", request: Request, /) -> bytes | None:
-        """Answer a request that has no body."""
-
-    def answer_with_body(self, connection: "Connection", request: Request, body: bytes, /) -> bytes | None:
-        """Answer a request whose body came with its head."""
-
-    def answer_streaming(self, connection: "Connection", request: Request, /) -> bytes | None:
-        """Answer a request whose body is to come: set `connection.sink`, and call `connection.read_body` to get it."""
-
-
 DISCARD_BODY: Final = DiscardBody()
 
 
-class WorkerContext:
-    """What the connections of one worker share: limits, deadlines, the date, the application."""
+def accept(context: WorkerContext, sock: "socket.SocketType", peer: object, local: tuple[str, str]) -> None:
+    """Take over an accepted connection.
 
-    def __init__(self, loop: Loop, reader: HeadReader, application: Application) -> None:
-        self.loop = loop
-        self.read_head = reader.read
-        self.unfinished = reader.unfinished
-        self.known = reader.known  # what takes the short way, where there is one
-        self.answer = application.answer
-        self.answer_with_body = application.answer_with_body
-        self.answer_streaming = application.answer_streaming
-        self.connections: set[Connection] = set()
-        self.draining = False
-        self.max_body = 0
-        self.timeouts = (0.0, 0.0, 0.0, 0.0)  # header, body, write, keep-alive; seconds
-        self.ping_interval = self.ping_timeout = NEVER  # seconds, of streams
-        self.watch_mask = IN
-        self.end_mask = 0  # RDHUP where applications want to hear that their client has left
-        self.flags = 0
-        self.fast_path = True  # there is a short way for usual requests
-        self.oneshot = False
-        self.corked = False
-        self.ask_from = MUCH  # bytes
-        self.room = RECEIVE_FIRST  # bytes, for the first piece of a new client
-        self.accepted = self.rejected = self.aborted = 0
-
-    def limit(self, max_body: int, header: float, body: float, write: float, keep_alive: float) -> None:
-        """Set the largest body, bytes, and the deadlines, seconds."""
-        self.max_body = max_body
-        self.timeouts = (header, body, write, keep_alive)
-
-    def ping(self, interval: float, timeout: float) -> None:
-        """Set the deadlines of streams, seconds: until a silent client is asked, and for its answer."""
-        self.ping_interval = interval
-        self.ping_timeout = timeout
-
-    def trigger(self, name: str) -> None:
-        """How connections are registered: `level`, `edge` or `oneshot` (epoll(7))."""
-        self.flags = {"level": 0, "edge": EDGE, "oneshot": ONESHOT}[name]
-        self.oneshot = name == "oneshot"
-        if self.oneshot:
-            self.disable_fast_path()  # each event has to be asked for again
-        # What is received in one piece of so many bytes may not be all that there is to receive without another event.
-        self.ask_from = {"level": MUCH, "edge": RECEIVE, "oneshot": 0}[name]
-        # The end of a client that comes with its last bytes is one edge with them: RDHUP tells of it.
-        self.watch_mask = IN | self.flags | self.end_mask | (RDHUP if name == "edge" else 0)
-
-    def notify_disconnects(self) -> None:
-        """Sinks are `DisconnectSink`s."""
-        self.end_mask = RDHUP
-        self.watch_mask |= RDHUP
-
-    def cork(self) -> None:
-        """Connections have TCP_CORK (tcp(7)): it is drawn after each answer, or the kernel would hold its end for 200 ms."""
-        self.corked = True
-        self.disable_fast_path()
-
-    def disable_fast_path(self) -> None:
-        """From now on every answer needs more than to be sent: no request takes the short way."""
-        self.fast_path = False
-        self.known = {}
-
-    def tick(self, monotonic: float, now: float) -> None:
-        """Once a second: the date, and the deadlines.
-
-        A pass over all connections, 60 ns each: 10,000 idle ones cost 0.06 % of a core. In return the hot path keeps a
-        deadline with one store. Deadlines start from this second's end, so they are late by up to a second and never early.
-        """
-        self.date = response.date_line(now)
-        # How a head ends: the connection goes on, closes, or goes on for a client of HTTP/1.0.
-        self.date_end = self.date + b"\r\n"
-        self.close_end = response.CLOSE + self.date_end
-        self.keep_end = response.KEEP + self.date_end
-        self.room = RECEIVE_FIRST
-        base = monotonic + 1.0
-        self.now = base
-        header, body, write, keep_alive = self.timeouts
-        self.header_due = base + header
-        self.body_due = base + body
-        self.write_due = base + write
-        self.idle_due = base + keep_alive
-        self.stream_due = base + self.ping_interval
-        late = [connection for connection in self.connections if connection.due <= monotonic]
-        for connection in late:
-            connection.on_deadline()
-
-    def accept(self, sock: "socket.SocketType", peer: object, local: tuple[str, str]) -> None:
-        """Take over an accepted connection.
-
-        What it has sent already is read before epoll is told of it: a client that asks once is answered and gone without a
-        single `epoll_ctl`.
-        """
-        self.accepted += 1
-        host, port = peer[:2] if isinstance(peer, tuple) else ("", "")
-        connection = Connection(sock, self, (host, str(port)), local)
-        self.connections.add(connection)
-        connection.on_head(IN)
-        if connection.mask < 0 and not connection.closed and not connection.paused:
-            connection.watch()
-
-    def drain(self) -> None:
-        """From now on every answer says `Connection: close`."""
-        self.draining = True
-        self.disable_fast_path()
-
-    def dismiss_idle(self, due: float) -> None:
-        """Who is idle may still ask until then: a request that is under way to us while we close would be lost."""
-        for connection in self.connections:
-            if connection.stage == HEAD and not connection.buffer:
-                connection.due = due
+    The bytes that have arrived already are read before epoll knows the connection: a client that asks once is answered and gone
+    without a single `epoll_ctl`.
+    """
+    context.accepted += 1
+    host, port = peer[:2] if isinstance(peer, tuple) else ("", "")
+    connection = Connection(sock, context, (host, str(port)), local)
+    context.connections.add(connection)
+    connection.on_head(IN)
+    if connection.mask < 0 and not connection.closed and not connection.paused:
+        connection.watch()
 
 
 class Connection:
@@ -400,7 +259,7 @@ class Connection:
             self.paused = True
         if events & OUT:
             self._flush()
-        if events & self.context.end_mask and self.decoder is None and self.sink is not None:
+        if events & self.context.disconnect_mask and self.decoder is None and self.sink is not None:
             sink, self.sink = self.sink, None
             cast(DisconnectSink, sink).on_disconnect()
         if not self.closed and self.stage == BUSY:
@@ -451,6 +310,11 @@ class Connection:
         except OSError:
             return b""
 
+    def expire_if_idle(self, due: float) -> None:
+        """If no request is in progress, close at `due`."""
+        if self.stage == HEAD and not self.buffer:
+            self.due = due
+
     def on_deadline(self) -> None:
         """`due` has passed."""
         if self.stage == HEAD:
@@ -468,7 +332,7 @@ class Connection:
         elif self.out is not None and self.out.moves():
             self.due = self.context.write_due
         else:
-            log.info(f"closed {self.name()}: it did not take its answer for {self.context.timeouts[2]:g} s")
+            log.info(f"closed {self.name()}: it did not take its answer for {self.context.timeouts.write:g} s")
             self.context.aborted += 1
             self.close()
 
@@ -489,7 +353,7 @@ class Connection:
             self.last = request.last
             start += request.size
             body = None
-            if fields.simple and fields.length <= len(data) - start and fields.length <= context.max_body:
+            if fields.simple and fields.length <= len(data) - start and fields.length <= context.limits.max_body:
                 body = data[start : start + fields.length]
                 start += fields.length
             if start != len(data):
@@ -542,9 +406,9 @@ class Connection:
     def _begin_body(self, request: Request) -> bytes | None:
         fields = request.fields
         if fields.chunked:
-            self.decoder = ChunkedBody(self.context.max_body)
-        elif fields.length > self.context.max_body:
-            raise ProtocolError(413, f"body over {self.context.max_body} bytes")
+            self.decoder = ChunkedBody(self.context.limits.max_body)
+        elif fields.length > self.context.limits.max_body:
+            raise ProtocolError(413, f"body over {self.context.limits.max_body} bytes")
         else:
             self.decoder = LengthBody(fields.length)
         # Who waits for "100 Continue" and never hears it may send the body or not: nobody knows where the next request begins.
@@ -702,7 +566,7 @@ class Connection:
             self.paused = True  # epoll has never heard of it, and need not before the answer is whole
         if self.out is None:
             self.due = NEVER
-        tell = self.context.end_mask != 0 and (self.paused or self.context.oneshot)  # else epoll does so already
+        tell = self.context.disconnect_mask != 0 and (self.paused or self.context.oneshot)  # else epoll does so already
         if tell or self.out is not None:
             self._arm_busy(force=tell)
 
@@ -983,5 +847,5 @@ class Connection:
     def _arm_busy(self, force: bool = False) -> None:
         mask = (0 if self.paused else IN) | (OUT if self.out else 0)
         if self.decoder is None and self.sink is not None:
-            mask |= self.context.end_mask
+            mask |= self.context.disconnect_mask
         self._arm(mask | self.context.flags if mask else 0, force)

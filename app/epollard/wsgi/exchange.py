@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 from .. import log
+from ..net import contracts
 from ..net.connection import Connection
 from ..net.write_buffer import HIGH
 from ..protocol import response, response_body
@@ -37,19 +38,13 @@ class ClientGoneError(ConnectionResetError):
     """The client is gone, or was refused: nothing that is written reaches it."""
 
 
-class Runner(Protocol):
+class Runner(contracts.Runner, Protocol):
     """What an exchange needs of the threads that it runs on."""
 
     last_head: tuple[str, Any, Any]  # the last status and header list, and the head that was made of them
 
-    def post(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """Call something on the loop's thread."""
-
     def pass_loop_on(self) -> None:
         """The leader, on whose thread this is called, has surrendered the loop: another thread takes it."""
-
-    def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
-        """A response is whole, or given up. On the loop's thread."""
 
 
 class Exchange:

@@ -112,17 +112,17 @@ class Upload:
         self._spool = Spool()
 
     def feed(self, content: bytes) -> None:
-        """See `connection.Sink`."""
+        """See `contracts.Sink`."""
         self._spool.write(content)
 
     def end(self) -> bytes | None:
-        """See `connection.Sink`."""
+        """See `contracts.Sink`."""
         connection = self._connection
         connection.close_if_draining()  # draining may have begun since the head came
         return self._run(connection, self._request, self._spool.rewind())
 
     def abort(self) -> bool:
-        """See `connection.Sink`."""
+        """See `contracts.Sink`."""
         self._spool.close()
         return False
 
@@ -146,16 +146,16 @@ class ExpectedInput:
     # The sink, on the loop's thread.
 
     def feed(self, content: bytes) -> None:
-        """See `connection.Sink`."""
+        """See `contracts.Sink`."""
         self._spool.write(content)
 
     def end(self) -> None:
-        """See `connection.Sink`."""
+        """See `contracts.Sink`."""
         self._connection.defer()
         self._arrived.release()
 
     def abort(self) -> bool:
-        """See `connection.Sink`."""
+        """See `contracts.Sink`."""
         self._aborted = True
         exchange = self.exchange
         if exchange is not None:

@@ -28,11 +28,12 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from ..net.connection import Connection
+from ..net.contracts import AccessLogger
 from ..net.loop import Loop
 from ..protocol.request import Request
 from ..protocol.response_body import whole
 from .environ import Environment
-from .exchange import App, Exchange
+from .exchange import App, Exchange, Runner
 from .input import ExpectedInput, Upload
 from .lease import LoopLease
 
@@ -46,7 +47,6 @@ QUIET_CHECKS: Final = 25
 # Paths whose last call was slow; they go to a follower at once.
 MAX_SLOW_PATHS: Final = 1024
 
-Access = Callable[[str, Request, int, int, float], object]
 Job = tuple[Connection, Request, Any]  # the last one is the input: a body that is there or will be, or None
 
 
@@ -54,11 +54,11 @@ class LoopLostError(BaseException):
     """Unwinds a thread that lost the loop in the middle of a turn. Not an error, and not for applications to catch."""
 
 
-class LeaderFollowers:
-    """The threads of a worker, and the `connection.Application` that they serve."""
+class LeaderFollowers(Runner):
+    """The threads of a worker, and the `contracts.Application` that they serve."""
 
     def __init__(
-        self, loop: Loop, app: App, *, threads: int, processes: int, access: Access | None, local: tuple[str, str]
+        self, loop: Loop, app: App, *, threads: int, processes: int, access: AccessLogger | None, local: tuple[str, str]
     ) -> None:
         self.loop = loop
         self.threads = threads
@@ -109,7 +109,7 @@ class LeaderFollowers:
     def dismiss(self) -> None:
         """The server is going. A call of WSGI ends by itself."""
 
-    # connection.Application, on the loop's thread.
+    # contracts.Application, on the loop's thread.
 
     def answer(self, connection: Connection, request: Request, body: Any = None) -> bytes | None:
         """Answer a request. Long: the fast path, which contains what it could call (50 ns for each call)."""
@@ -198,15 +198,9 @@ class LeaderFollowers:
     # exchange.Runner
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """See `exchange.Runner`."""
+        """See `contracts.Runner`."""
         self._progress = time.monotonic()
         self.loop.post(callback, *arguments)
-
-    def finished(self, connection: Connection, request: Request, code: int, sent: int, started: float) -> None:
-        """See `exchange.Runner`."""
-        self.answered += 1
-        if self._access is not None:
-            self._access(connection.peer[0], request, code, sent, time.perf_counter() - started)
 
     def pass_loop_on(self) -> None:
         """See `exchange.Runner`."""

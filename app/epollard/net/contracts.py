@@ -1,0 +1,79 @@
+"""What connections and application interfaces promise each other. Protocols, and the little that both interfaces share.
+
+A connection calls an `Application` with each request, and gives the request's body to a `Sink`. All but
+`Runner.post` is called on the loop's thread.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from ..protocol.request import Request
+
+# `Connection` stands above this module, which only names it.
+Connection = TypeVar("Connection", contravariant=True)
+
+# Peer's host, request, status, bytes of body, seconds.
+AccessLogger = Callable[[str, Request, int, int, float], object]
+
+
+class Sink(Protocol):
+    """Where a request's body goes."""
+
+    def feed(self, content: bytes) -> None:
+        """Take a piece of the body. May raise `OSError`."""
+
+    def end(self) -> bytes | None:
+        """The body is complete. Returns as `Application` does."""
+
+    def abort(self) -> bool:
+        """The rest of the body will never come: the client left, or broke a rule. True: some of the response was sent."""
+
+
+class DisconnectSink(Sink, Protocol):
+    """A sink that is notified when its client leaves during the response (`WorkerContext` with `notify_disconnects`)."""
+
+    def on_disconnect(self) -> None:
+        """The client sends nothing more: it half closed, or is gone, which only writing to it will show."""
+
+
+class UpgradedProtocol(Sink, Protocol):
+    """The owner of a connection's bytes after `Connection.upgrade`. Its `abort` is the end of the connection."""
+
+    def on_deadline(self) -> None:
+        """The client has been silent until the connection's deadline."""
+
+
+class Application(Protocol[Connection]):
+    """Answers requests. An answer is the whole response in bytes (empty if it was written already), or None: it comes later."""
+
+    def answer(self, connection: Connection, request: Request, /) -> bytes | None:
+        """Answer a request that has no body."""
+
+    def answer_with_body(self, connection: Connection, request: Request, body: bytes, /) -> bytes | None:
+        """Answer a request whose body came with its head."""
+
+    def answer_streaming(self, connection: Connection, request: Request, /) -> bytes | None:
+        """Answer a request whose body is still to come: `attach` a sink, then call `Connection.read_body`."""
+
+
+class Peer(Protocol):
+    """The part of a connection that the access log shows."""
+
+    peer: tuple[str, str]  # host, port
+
+
+class Runner(Protocol):
+    """What an exchange needs of the threads or the asyncio loop that run it. The two interfaces inherit from it."""
+
+    answered: int  # requests
+    _access: AccessLogger | None
+
+    def post(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """Call back in this turn of the loop or the next. Any thread may ask."""
+
+    def finished(self, connection: Peer, request: Request, code: int, sent: int, started: float) -> None:
+        """A response is complete, or was given up. `sent`: bytes of body; `started`: `time.perf_counter()`."""
+        self.answered += 1
+        if self._access is not None:
+            self._access(connection.peer[0], request, code, sent, time.perf_counter() - started)
