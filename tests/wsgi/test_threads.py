@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from epollard.net.connection import WorkerContext
+from epollard.net.connection import accept
+from epollard.net.context import Limits, Timeouts, WorkerContext
 from epollard.net.loop import Loop
-from epollard.protocol.request import HeadReader
 from epollard.wsgi import threads as threads_module
 from epollard.wsgi.threads import LONG_AFTER, QUIET_CHECKS, SLOW_AFTER, LeaderFollowers
 from harness import SCALE, wait_for
@@ -86,8 +86,9 @@ class Worker:
         self.runner = LeaderFollowers(
             self.loop, self.app, threads=threads, processes=1, access=lambda *line: self.logged.append(line), local=LOCAL
         )
-        self.context = WorkerContext(self.loop, HeadReader(8190, 100, 65536), self.runner)
-        self.context.limit(1 << 20, 60, 60, 60, 60)
+        limits = Limits(max_line=8190, max_headers=100, max_header_bytes=65536, max_body=1 << 20)
+        timeouts = Timeouts(header=60, body=60, write=60, keep_alive=60)
+        self.context = WorkerContext(self.loop, self.runner, limits=limits, timeouts=timeouts)
         self.tick()
         self.loop.on_tick = self.tick
         self.ends: list[socket.socket] = []
@@ -106,7 +107,7 @@ class Worker:
         self.ends.append(ours)
         accepted = socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM, 0, theirs.detach())
         accepted.setblocking(False)
-        self.loop.post(self.context.accept, accepted, ("client", 1024), LOCAL)
+        self.loop.post(accept, self.context, accepted, ("client", 1024), LOCAL)
         return Client(ours)
 
     def slow(self, path: str, body: bytes = b"") -> Client:

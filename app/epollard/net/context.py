@@ -57,6 +57,9 @@ class Client(Protocol):
     def expire_if_idle(self, due: float) -> None:
         """If no request is in progress, close at `due`."""
 
+    def close(self) -> None:
+        """Close at once."""
+
 
 class WorkerContext:
     """What the connections of one worker share. `trigger`: `level`, `edge` or `oneshot` (epoll(7))."""
