@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness import ASGI, TWINS, WSGI, Mode, Server
+from harness import TRIGGERS, TWINS, Mode, Server
 
 Start = Callable[..., Server]
 
@@ -34,15 +34,23 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that has the fixture `mode` runs once in each: level, edge and oneshot, each with 1 and 8 threads.
+    """Choose the modes in which a test with the fixture `mode` runs: WSGI, level-triggered, with eight threads, unless marks say more.
 
-    What is no matter of WSGI alone says `pytest.mark.interfaces("wsgi", "asgi")`, and runs in each trigger mode with the
-    application's twin (`harness.TWINS`) as well. Of what is no matter of the trigger `trigger="level"` is enough.
+    `interfaces("wsgi", "asgi")` names the interfaces; an application is served as its twin there (`harness.TWINS`).
+    `every_trigger` adds edge-triggered and one-shot, `one_thread` adds `--threads 1`. What differs between triggers below
+    HTTP has its rows in tests/net/test_connection.py, so here only a promise that depends on the trigger is marked.
     """
     if "mode" in metafunc.fixturenames:
-        mark = metafunc.definition.get_closest_marker("interfaces") or pytest.mark.interfaces("wsgi").mark
-        trigger = mark.kwargs.get("trigger")
-        modes = [mode for mode in (*WSGI, *ASGI) if mode.interface in mark.args and trigger in (None, mode.trigger)]
+        definition = metafunc.definition
+        mark = definition.get_closest_marker("interfaces")
+        triggers = TRIGGERS if definition.get_closest_marker("every_trigger") else TRIGGERS[:1]
+        threads = (8, 1) if definition.get_closest_marker("one_thread") else (8,)
+        modes = [
+            Mode(trigger, count, interface)
+            for interface in (mark.args if mark else ("wsgi",))
+            for trigger in triggers
+            for count in (threads if interface == "wsgi" else threads[:1])  # ASGI has no use for threads
+        ]
         metafunc.parametrize("mode", modes, ids=str, scope="module", indirect=True)
 
 

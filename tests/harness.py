@@ -49,8 +49,6 @@ class Mode(NamedTuple):
 
 
 TRIGGERS = ("level", "edge", "oneshot")
-WSGI = [Mode(trigger, threads) for trigger in TRIGGERS for threads in (1, 8)]
-ASGI = [Mode(trigger, 8, "asgi") for trigger in TRIGGERS]  # which has no use for threads
 # Applications of the same routes: a promise of HTTP is one of each interface.
 TWINS = {"apps.routes:app": "apps.asgi_routes:app"}
 

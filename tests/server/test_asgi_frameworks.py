@@ -19,7 +19,7 @@ APPS = {
     "Django": "apps.django_asgi:app",
     "Quart": "apps.quart_app:app",
 }
-pytestmark = pytest.mark.interfaces("asgi", trigger="level")
+pytestmark = pytest.mark.interfaces("asgi")
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from harness import wait_for
 
 APP = "apps.forks:app"
+pytestmark = pytest.mark.one_thread
 
 
 def test_a_child_of_the_application_holds_no_client(serve, tmp_path):

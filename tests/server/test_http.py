@@ -18,7 +18,7 @@ from gates import Gate
 from harness import WAIT, Client, wait_for
 
 APP = "apps.routes:app"
-pytestmark = pytest.mark.interfaces("wsgi", "asgi")
+pytestmark = [pytest.mark.interfaces("wsgi", "asgi"), pytest.mark.every_trigger]
 GET = b"GET %b HTTP/1.1\r\nHost: test\r\n\r\n"
 RESET_TARGETS = ["/hello", "/size?n=3000000", "/stream?n=200000", "/closing?kind=endless&log=%s"]
 

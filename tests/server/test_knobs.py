@@ -17,6 +17,7 @@ from gates import Gate
 from harness import SCALE, Client, wait_for
 
 APP = "apps.routes:app"
+pytestmark = pytest.mark.every_trigger
 EDGE, ONESHOT = 0x80000000, 0x40000000  # EPOLLET, EPOLLONESHOT (epoll.h)
 
 

@@ -10,7 +10,7 @@ from gates import Gate, Notes
 from harness import SCALE, Client, wait_for
 
 APP = "apps.routes:app"
-pytestmark = pytest.mark.interfaces("wsgi", "asgi")
+pytestmark = [pytest.mark.interfaces("wsgi", "asgi"), pytest.mark.every_trigger]
 SHORT = {"header_timeout": 1, "body_timeout": 1, "write_timeout": 1, "keep_alive": 1}
 # Deadlines of 1 s are looked at once a second, so they are late by less than 2 s, and by what a busy machine adds.
 LATEST = 3 + 2 * SCALE

@@ -14,6 +14,7 @@ from gates import Gate, Notes
 from harness import wait_for
 
 APP = "apps.routes:app"
+pytestmark = [pytest.mark.every_trigger, pytest.mark.one_thread]
 GET = b"GET %b HTTP/1.1\r\nHost: test\r\n\r\n"
 
 

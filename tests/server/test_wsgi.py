@@ -13,6 +13,7 @@ from gates import Notes
 from harness import SCALE, Client, wait_for
 
 APP = "apps.routes:app"
+pytestmark = pytest.mark.one_thread
 
 
 @pytest.fixture
