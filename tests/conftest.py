@@ -34,7 +34,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Choose the modes in which a test with the fixture `mode` runs: WSGI, level-triggered, with eight threads, unless marks say more.
+    """Choose the modes of a test with the fixture `mode`: WSGI, level-triggered, eight threads, unless its marks say more.
 
     `interfaces("wsgi", "asgi")` names the interfaces; an application is served as its twin there (`harness.TWINS`).
     `every_trigger` adds edge-triggered and one-shot, `one_thread` adds `--threads 1`. What differs between triggers below
