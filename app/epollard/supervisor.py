@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 from . import cgroup, exits, log
 from .config.options import MAX_WORKERS, Config, ConfigError, flag
@@ -26,7 +26,7 @@ from .supervision.listeners import HANDSHAKE, Listeners
 from .supervision.pool import Pool, print_report
 from .supervision.recycling import next_worn, too_heavy
 from .supervision.slots import Process, Slot
-from .supervision.upgrade import HandoverError, Upgrade
+from .supervision.upgrade import Handover, HandoverError, Role, Upgrade
 from .worker import Worker
 
 # If no worker has ever been ready, so many tries in one slot are enough: who started us should hear of it.
@@ -90,27 +90,27 @@ class Supervisor:
         try:
             if self._upgrade.inherit():
                 self._leads = False
-                self._workers, self._elastic = self._upgrade.slots, None  # until we lead
-                self._generation = self._generations = self._upgrade.generation + 1
+                self._workers, self._elastic = self._upgrade.handover.slots, None  # until we lead
+                self._generation = self._generations = self._upgrade.handover.generation + 1
                 self._configs = {self._generation: config}
-            self._listeners.bind(config, self._workers, self._upgrade.inheritances)
+            self._listeners.bind(config, self._workers, self._upgrade.handover.listeners)
         except (HandoverError, sockets.BindError) as error:
             log.error(str(error))
             return exits.FAILED
-        if not self._management.listen(config, self._upgrade.management_inheritances):
+        if not self._management.listen(config, self._upgrade.handover.management):
             self._listeners.close(self._upgrade.shared)
             self._listeners.unlink()
             return exits.FAILED
         if self._leads:
             self._management.start()
-        self._upgrade.begun()
+        self._upgrade.report_started()
         while True:
             worker = self._step()
             if worker is not None:
                 return worker
             if self._stopping and not self._pool.processes:
                 self._say_stopped()
-                if not self._upgrade.awaited:
+                if not self._upgrade.must_wait:
                     return self._end()
             self._loop.turn(self._wake_at - time.monotonic())
 
@@ -124,7 +124,7 @@ class Supervisor:
         # The interpreter's end takes our handlers away, and one TERM more would make a violent death of it.
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        if not self._upgrade.over:
+        if not self._upgrade.handed_over:
             self._listeners.unlink()
         self._management.close()
         if self._last_words:
@@ -215,8 +215,8 @@ class Supervisor:
         if busy := self._upgrade.under_way or self._unproven:
             log.warning(f"{why}: {busy}; ignored")
             return busy
-        self._upgrade.wanted = why
-        log.info(f"{why}: a new supervisor is started from the code on disk")
+        self._upgrade.requested = why
+        log.info(f"{why}: starting a new supervisor from the code on disk")
         return ""
 
     @property
@@ -285,7 +285,7 @@ class Supervisor:
         """Do what the facts and the wish call for. In a forked child: its worker."""
         self._now = time.monotonic()
         self._wake_at = math.inf
-        for dead, code in self._pool.reap(self._now, self._upgrade.buried):
+        for dead, code in self._pool.reap(self._now, self._upgrade.on_exit):
             self._bereaved(dead, code)
         for process in self._pool.look(self._now, self._config):
             (log.info if self._announced[0] else log.debug)(f"{process} is ready")
@@ -348,45 +348,44 @@ class Supervisor:
             upgrade.kill()
         if self._stopping:
             return
-        if upgrade.lost:
-            log.error("the supervisor that was to be replaced is gone: so this one ends too")
+        if upgrade.role is Role.ORPHAN:
+            log.error("the supervisor that this one was to replace is gone: stopping as well")
             self._fail(exits.FAILED)
-        elif upgrade.leads and not self._leads:
+        elif upgrade.role is Role.LEADER and not self._leads:
             self._leads = True
             for process in self._pool.processes.values():
                 process.record[SHARED] = 0
-            upgrade.lead([*self._listeners.groups, *self._management.groups])
+            upgrade.take_over([*self._listeners.groups, *self._management.groups])
             self._management.start()
             log.info("this supervisor leads")
             config = self._config
-            least, most = upgrade.bounds  # as TTIN, TTOU and commands have made them
-            if (config.workers, config.most_workers) != upgrade.configured:
+            least, most = upgrade.handover.bounds  # as TTIN, TTOU and commands have made them
+            if (config.workers, config.most_workers) != upgrade.handover.configured:
                 least, most = config.workers, config.most_workers
             if not least == most == self._workers:
                 self.scale(least, most, "upgrade")
-        elif upgrade.ready:
+        elif upgrade.successor_ready:
             self._management.leave()
-            upgrade.hand_over()
-            self._stop(GRACEFUL, f"the new supervisor (pid {upgrade.pid}) is ready: ")
-        elif (
-            upgrade.wanted and not upgrade.pid and not self._listeners.retiring and len(self._listeners.slots) == self._workers
-        ):
+            pid = upgrade.hand_over()
+            self._stop(GRACEFUL, f"the new supervisor (pid {pid}) is ready: ")
+        elif upgrade.requested and not self._listeners.retiring and len(self._listeners.slots) == self._workers:
             try:
-                upgrade.spawn(self._listeners.inheritances(), self._management.inheritances(), self._handover())
-                upgrade.deadline = self._now + self._config.boot_timeout
+                upgrade.spawn(self._handover(), self._now + self._config.boot_timeout)
             except OSError as error:
-                log.error(f"{upgrade.wanted}: no new supervisor can be started: {error}")
-                upgrade.wanted = ""
+                log.error(f"{upgrade.requested}: cannot start a new supervisor: {error}")
+                upgrade.requested = ""
 
-    def _handover(self) -> dict[str, Any]:
-        """What a successor has to know of our workers."""
+    def _handover(self) -> Handover:
+        """What a successor needs to serve in our place."""
         config, elastic = self._config, self._elastic
-        return {
-            "generation": self._generation,
-            "slots": len(self._listeners.slots),
-            "configured": (config.workers, config.most_workers),
-            "bounds": (elastic.least, elastic.most) if elastic else (self._workers, self._workers),
-        }
+        return Handover(
+            listeners=self._listeners.inheritances(),
+            management=self._management.inheritances(),
+            generation=self._generation,
+            slots=len(self._listeners.slots),
+            configured=(config.workers, config.most_workers),
+            bounds=(elastic.least, elastic.most) if elastic else (self._workers, self._workers),
+        )
 
     def _retire_slots(self) -> None:
         """Let go of slots that are too many, and of their workers."""
@@ -424,7 +423,7 @@ class Supervisor:
             self._announced = complete
             generation = f" of generation {self._generation}" if self._generation > 1 else ""
             log.info(f"{self._workers} worker{'s' * (self._workers != 1)}{generation} ready")
-            self._upgrade.report()
+            self._upgrade.report_ready()
 
     # Workers come and go.
 
@@ -452,7 +451,7 @@ class Supervisor:
     def _retire(self, process: Process, patient: bool = False) -> None:
         """Ask it to go: to drain or, where the server stops quickly, to drop everything."""
         quick = self._stopping == QUICK
-        process.record[STAYS] = not self._stopping or self._upgrade.over
+        process.record[STAYS] = not self._stopping or self._upgrade.handed_over
         grace = QUICK_GRACE if quick else math.inf if patient else self._config.graceful_timeout
         self._pool.retire(process, self._now, grace, quick)
 

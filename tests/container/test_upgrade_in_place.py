@@ -46,7 +46,7 @@ def test_an_upgrade_that_fails_is_no_end(image: str) -> None:
         until("answers", 20, container.answers)
         docker("exec", container.identity, "sh", "-c", "echo 'threads = none' >/tmp/it.toml")
         docker("kill", "--signal", "USR2", container.identity)
-        until("it says so", 20, lambda: "nothing is upgraded, this one goes on" in container.logs())
+        until("it says so", 20, lambda: "upgrade abandoned, this supervisor keeps running" in container.logs())
         assert container.answers()
         docker("exec", container.identity, "sh", "-c", "echo 'threads = 3' >/tmp/it.toml")
         upgrade(container, 1)

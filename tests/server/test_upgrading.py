@@ -343,9 +343,9 @@ def test_another_management_address(start, tmp_path):
 def fails(server, status, words=""):
     """Try to upgrade: the new supervisor ends with this status, and the old one goes on as if nothing had been."""
     old, serving = leader(server), workers(server)
-    count = server.log.count("nothing is upgraded, this one goes on")
+    count = server.log.count("upgrade abandoned, this supervisor keeps running")
     server.signal(signal.SIGUSR2)
-    server.wait_log(rf"the new supervisor \(pid \d+\) exited with {status}.*: nothing is upgraded, this one goes on", count + 1)
+    server.wait_log(rf"the new supervisor \(pid \d+\) exited with {status}.*: upgrade abandoned, this supervisor keeps running", count + 1)
     assert re.search(words, server.log), server.log
     assert leader(server) == old
     assert workers(server) == serving
@@ -395,7 +395,7 @@ def test_one_worker_that_does_not_boot_is_enough(start, tmp_path):
         server.wait_log("worker 1 does not become ready")
         (tmp_path / "go").touch()
         assert client.response().text == "done"
-    server.wait_log("nothing is upgraded, this one goes on")
+    server.wait_log("upgrade abandoned, this supervisor keeps running")
     assert server.workers() == old
 
 
@@ -457,7 +457,7 @@ def test_a_directory_that_is_gone(start, tmp_path):
     server = start("apps.hello:app", launcher=["sh", "-c", 'cd "$1"; shift; exec "$@"', "sh", str(home)])
     home.rename(tmp_path / "moved")
     server.signal(signal.SIGUSR2)
-    server.wait_log("SIGUSR2: no new supervisor can be started: .*No such file or directory")
+    server.wait_log("SIGUSR2: cannot start a new supervisor: .*No such file or directory")
     assert server.get("/").text == "Hello, world!"
     home.mkdir()
     upgrade(server)
@@ -468,7 +468,7 @@ def test_a_successor_that_is_killed(hanging, boots):
     server = hanging(workers=2)
     (new,) = set(children(server.pid)) - set(server.workers()[:2])
     os.kill(new, signal.SIGKILL)
-    server.wait_log(rf"the new supervisor \(pid {new}\) was killed by signal 9: nothing is upgraded, this one goes on")
+    server.wait_log(rf"the new supervisor \(pid {new}\) was killed by signal 9: upgrade abandoned, this supervisor keeps running")
     (boots / "hang").unlink()
     wait_for(lambda: len(session(server.pid)) == 3)
     # Its orphaned workers have not shut the doors behind them, which are ours.
@@ -484,8 +484,8 @@ def test_a_successor_that_says_nothing(start, tmp_path):
     server = start(CONTROL, boot_timeout=1, env={"PYTHONPATH": f"{tmp_path}/app:{TESTS}"})
     (tmp_path / "app" / "epollard" / "cli.py").write_text('"""Hangs."""\nimport time\ntime.sleep(600)\n')
     server.signal(signal.SIGUSR2)
-    server.wait_log(r"the new supervisor \(pid \d+\) has not begun in time: it is killed")
-    server.wait_log("was killed by signal 9: nothing is upgraded, this one goes on")
+    server.wait_log(r"the new supervisor \(pid \d+\) did not start in time: killing it")
+    server.wait_log("was killed by signal 9: upgrade abandoned, this supervisor keeps running")
     assert server.get("/").text == "hello"
 
 
@@ -534,7 +534,7 @@ def test_a_stop_is_one_for_both(hanging, number):
     server.signal(number)
     assert server.ended() == 0
     nothing_is_left(server)
-    assert "goes on" not in server.log
+    assert "abandoned" not in server.log
 
 
 def test_a_killed_supervisor_takes_its_successor_with_it(hanging, boots):
@@ -543,7 +543,7 @@ def test_a_killed_supervisor_takes_its_successor_with_it(hanging, boots):
     server.process.kill()
     server.ended()
     (boots / "hang").unlink()
-    server.wait_log("the supervisor that was to be replaced is gone: so this one ends too")
+    server.wait_log("the supervisor that this one was to replace is gone: stopping as well")
     nothing_is_left(server)
 
 

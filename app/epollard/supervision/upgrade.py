@@ -1,12 +1,18 @@
-"""One supervisor hands over to the next, which is started from the code on disk and takes the same listeners.
+"""One supervisor hands over to the next, which is started from the code on disk and uses the same listeners.
 
 The predecessor spawns its successor, which inherits the listeners and one end of a channel. When the successor's workers are
-ready it says so; the predecessor lets go of steering, answers that the successor leads now, and drains. A successor that dies
-before that has changed nothing.
+ready it says so; the predecessor stops steering, replies that the successor leads now, and drains. A successor that dies before
+that has changed nothing.
 
-The first supervisor of all has been started by somebody who waits for its end and signals to its number: a container, a
-service manager, a shell. So it never goes before its last successor. It stays as a *stump*: passes signals on to whoever
-leads, and ends with its status. Leading is to hold the other end of the stump's channel, which each hands to the next.
+The first supervisor was started by a process that waits for its end and sends signals to its pid: a container runtime, a
+service manager, a shell. So it never exits before its last successor. It stays as a *relay*: it passes signals on to the
+supervisor that leads, and exits with the status of the last one. To lead is to hold the other end of the relay's channel, which
+each leader leaves to its successor.
+
+    Role of this process      until                               then it is
+    SUCCESSOR                 its predecessor lets it lead        LEADER
+                              its predecessor dies before that    ORPHAN, which stops
+    LEADER                    its own successor is ready          PREDECESSOR, which drains; the first one is the relay as well
 """
 
 import contextlib
@@ -17,17 +23,18 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from enum import Enum
+from typing import Final, NamedTuple
 
 from .. import directory, exits, log
 from ..net import sockets, syn_filter
 from ..net.loop import IN, Loop
 
 VARIABLE: Final = "EPOLLARD_HANDOVER"
-FORMAT: Final = 1  # of what stands in it: another version of us may read it
+FORMAT: Final = 1  # of its value, which another version of epollard may have to read
 
-# On the channel between the two.
-_BEGUN: Final = b"begun"  # its configuration is good, its addresses are bound; from now on its own deadlines hold
+# Messages between predecessor and successor, which may be of different versions.
+_STARTED: Final = b"begun"  # its configuration is good and its addresses are bound; from now on its own deadlines apply
 _READY: Final = b"ready"
 _LEAD: Final = b"lead"
 
@@ -36,287 +43,394 @@ class HandoverError(Exception):
     """One line: what cannot be taken over, and why."""
 
 
-class Upgrade:
-    """Where a handover stands: from a predecessor, and to a successor."""
+class Role(Enum):
+    """The part that this process plays; the table above has what leads from one to the next."""
 
-    def __init__(self, loop: Loop, start: str, obey: Callable[[int, set[int]], object]) -> None:
-        """`start` is the directory in which we were started; `obey` takes the signals that a stump passes on."""
+    SUCCESSOR = "successor"
+    ORPHAN = "orphan"
+    LEADER = "leader"
+    PREDECESSOR = "predecessor"
+
+
+class Handover(NamedTuple):
+    """What a supervisor leaves to its successor, channels excepted."""
+
+    listeners: list[sockets.Inheritance]  # `Listeners.bind` takes those that are still wanted
+    management: list[sockets.Inheritance]  # and `Management.listen`
+    generation: int  # of the predecessor's workers
+    slots: int  # that it had
+    configured: tuple[int, int]  # how many workers its configuration asked for, at least and at most
+    bounds: tuple[int, int]  # what signals and commands have made of that
+
+    @property
+    def inheritances(self) -> list[sockets.Inheritance]:
+        """All that is left of them."""
+        return self.listeners + self.management
+
+    def encode(self, predecessor: int, relay: int) -> str:
+        """The variable's value; the channels are given by their descriptors. Its keys are read by versions older than this."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "wills": self.listeners,
+                "admin": self.management,
+                "elder": predecessor,
+                "lead": relay,
+                "generation": self.generation,
+                "slots": self.slots,
+                "configured": self.configured,
+                "bounds": self.bounds,
+            }
+        )
+
+
+def decode(text: str) -> tuple[Handover, socket.socket, socket.socket]:
+    """The handover in the variable's value, with the channels to the predecessor and to the relay. `HandoverError`."""
+    try:
+        value = json.loads(text)
+        if value["format"] != FORMAT:
+            raise ValueError
+        handover = Handover(
+            [sockets.Inheritance(*fields) for fields in value["wills"]],
+            [sockets.Inheritance(*fields) for fields in value["admin"]],
+            value["generation"],
+            value["slots"],
+            tuple(value["configured"]),
+            tuple(value["bounds"]),
+        )
+        listeners = [fd for inheritance in handover.inheritances for fd in inheritance.listeners]
+        for fd in (value["elder"], value["lead"], *listeners):
+            os.set_inheritable(fd, False)
+        return handover, socket.socket(fileno=value["elder"]), socket.socket(fileno=value["lead"])
+    except (ValueError, LookupError, TypeError, OSError):
+        raise HandoverError(f"{VARIABLE}: this version cannot take over from the one that is running") from None
+
+
+class Channel:
+    """Our end of a socket pair; another supervisor has the other end. Never blocks; a dead peer sends b"", once."""
+
+    def __init__(self, loop: Loop, end: socket.socket, on_message: Callable[[bytes], None]) -> None:
         self._loop = loop
-        self._start = start
-        self._obey = obey
-        self._heard: set[int] = set()  # by `obey`, from the stump
-        # From a predecessor.
-        self.first = True  # there is none
-        self.leads = True  # nobody else steers these listeners
-        self.lost = False  # the predecessor has gone before it let us lead
-        self.inheritances: list[sockets.Inheritance] = []  # of which those remain that are no longer wanted
-        self.management_inheritances: list[sockets.Inheritance] = []  # for the management listener
-        self.generation = 0  # of the predecessor's workers
-        self.slots = 0  # that it had
-        self.configured = (0, 0)  # how many workers it was told to have, at least and at most
-        self.bounds = (0, 0)  # what that was when it ended
-        self._elder: socket.socket | None = None
-        self._lead: socket.socket | None = None  # to the stump
-        # To a successor.
-        self.wanted = ""  # why
-        self.pid = 0
-        self.deadline = math.inf  # for it to have begun
-        self.ready = False
-        self.over = False  # it leads
-        self._heir: socket.socket | None = None
-        self._stump: socket.socket | None = None  # we are it: to whoever leads
-        self.status = 1  # of the last who led
+        self._end = end
+        self._on_message = on_message
+        self._watched = False
+        end.setblocking(False)
 
-    # From a predecessor.
+    def watch(self) -> None:
+        """Have `on_message` called from now on."""
+        self._watched = True
+        self._loop.watch(self._end.fileno(), IN, self._on_readable)
 
-    def inherit(self) -> bool:
-        """Whether there is one: read what it left. `HandoverError`."""
-        text = os.environ.pop(VARIABLE, "")
-        if not text:
-            return False
+    def _on_readable(self, events: int) -> None:
         try:
-            told = json.loads(text)
-            if told["format"] != FORMAT:
-                raise ValueError
-            self.inheritances, self.management_inheritances = (
-                [sockets.Inheritance(*will) for will in told[key]] for key in ("wills", "admin")
-            )
-            self.generation, self.slots = told["generation"], told["slots"]
-            self.configured, self.bounds = tuple(told["configured"]), tuple(told["bounds"])
-            for fd in (told["elder"], told["lead"], *(fd for will in self._wills for fd in will.listeners)):
-                os.set_inheritable(fd, False)
-            elder, self._lead = socket.socket(fileno=told["elder"]), socket.socket(fileno=told["lead"])
-        except (ValueError, LookupError, TypeError, OSError):
-            raise HandoverError(f"{VARIABLE}: this version cannot take over from the one that is running") from None
-        self._elder = elder
-        for channel in elder, self._lead:
-            channel.setblocking(False)
-        self.first = self.leads = False
-        self._loop.watch(elder.fileno(), IN, self._on_elder)
-        return True
-
-    @property
-    def _wills(self) -> list[sockets.Inheritance]:
-        return self.inheritances + self.management_inheritances
-
-    def begun(self) -> None:
-        """Tell the predecessor that we have all we need."""
-        self._tell_elder(_BEGUN)
-
-    def report(self) -> None:
-        """Tell the predecessor that our workers are ready."""
-        self._tell_elder(_READY)
-
-    def _tell_elder(self, word: bytes) -> None:
-        if self._elder is not None:
-            with contextlib.suppress(OSError):  # it has gone, as `_on_elder` will find
-                self._elder.send(word)
-
-    def _on_elder(self, events: int) -> None:
-        assert self._elder is not None
-        try:
-            self.leads = self._elder.recv(16) == _LEAD
+            message = self._end.recv(64)
         except OSError:
-            pass
-        self.lost = not self.leads
-        self._loop.unwatch(self._elder.fileno())
-        self._elder.close()
-        self._elder = None
+            message = b""
+        if not message:
+            self._unwatch()
+        self._on_message(message)
 
-    def lead(self, groups: Sequence[sockets.Group]) -> None:
-        """Make our own what was our predecessor's, and let go of what nobody wants any more."""
-        assert self._lead is not None
-        for group in groups:
-            group.take_over()
-        for will in self._wills:
-            for fd in will.listeners:
-                with socket.socket(fileno=fd) as listener:
-                    syn_filter.attach(listener)  # the predecessor empties its queue
-            sockets.unlink_inherited(will)
-        self.inheritances.clear()
-        self.management_inheritances.clear()
-        self._loop.watch(self._lead.fileno(), IN, self._on_stump)
-
-    def _on_stump(self, events: int) -> None:
-        assert self._lead is not None
-        try:
-            numbers = self._lead.recv(64)
-        except OSError:
-            numbers = b""
-        if not numbers:  # who started us sees that it has gone, and may start another: so go as well
-            log.error("the first supervisor is gone")
-            self._close_lead()
-            self._obey(signal.SIGTERM, set())
-        for number in numbers:
-            if number == signal.SIGUSR1:
-                os.kill(os.getpid(), number)  # the handler is in C
-            else:
-                self._obey(number, self._heard)
-
-    def _close_lead(self) -> None:
-        if self._lead is not None:
-            with contextlib.suppress(KeyError):
-                self._loop.unwatch(self._lead.fileno())
-            self._lead.close()
-            self._lead = None
-
-    def end(self, status: int) -> int:
-        """The exit status of this process, whose own would be `status`."""
-        if self._lead is not None and self.leads:
-            with contextlib.suppress(OSError):
-                self._lead.send(bytes([status]))
-        return self.status if self.stump else status
-
-    # To a successor.
-
-    @property
-    def under_way(self) -> str:
-        """Why the wish cannot change now; "" where it can."""
-        if not self.leads:
-            return "this supervisor does not lead yet"
-        return "an upgrade is under way" if self.wanted or self.pid else ""
-
-    @property
-    def shared(self) -> bool:
-        """Whether our listeners are another's as well, who needs them longer."""
-        return self.over or not self.leads
-
-    @property
-    def awaited(self) -> bool:
-        """Whether we cannot end yet, because of a successor."""
-        return self._stump is not None if self.over else self.pid != 0
-
-    @property
-    def stump(self) -> bool:
-        """Whether we have handed over, and nobody is to notice."""
-        return self.over and self.first
-
-    def spawn(self, wills: Sequence[sockets.Inheritance], admin: Sequence[sockets.Inheritance], about: dict[str, Any]) -> None:
-        """Start it, and let it know `about` our workers. `OSError`."""
-        with contextlib.ExitStack() as undo:
-            heir, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(heir.close)
-            undo.callback(its_end.close)
-            if self._lead is not None:
-                stump, lead = None, self._lead.dup()
-            else:
-                stump, lead = socket.socketpair()
-                undo.callback(stump.close)
-            undo.callback(lead.close)
-            told = {"format": FORMAT, "wills": wills, "admin": admin, "elder": its_end.fileno(), "lead": lead.fileno()} | about
-            left = [its_end.fileno(), lead.fileno(), *(fd for will in (*wills, *admin) for fd in will.listeners)]
-            self.pid = self._exec(told, left)
-            undo.pop_all()
-        its_end.close()
-        lead.close()
-        heir.setblocking(False)
-        self._loop.watch(heir.fileno(), IN, self._on_heir)
-        self._heir, self._stump = heir, stump
-        self.ready = False
-
-    def _exec(self, told: dict[str, Any], left: Sequence[int]) -> int:
-        """Run our own command line again, as it is on disk now, where we were started. Returns the process."""
-        with directory.entered(self._start):
-            try:
-                for fd in left:
-                    os.set_inheritable(fd, True)
-                # Not `fork`: until the new program runs, a signal to the child would be one to us (see pool.py).
-                return os.posix_spawn(
-                    sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, VARIABLE: json.dumps(told)}
-                )
-            finally:
-                for fd in left:
-                    os.set_inheritable(fd, False)
-
-    def _on_heir(self, events: int) -> None:
-        assert self._heir is not None
-        try:
-            word = self._heir.recv(16)
-        except OSError:
-            word = b""
-        if word == _BEGUN:
-            self.deadline = math.inf
-        elif word == _READY:
-            self.ready = True
-        else:  # it is dying: `buried` says so
-            self._loop.unwatch(self._heir.fileno())
-
-    def hand_over(self) -> None:
-        """Let the successor lead."""
-        assert self._heir is not None
+    def send(self, message: bytes) -> None:
+        """Send it, unless the peer is gone, or does not read."""
         with contextlib.suppress(OSError):
-            self._heir.send(_LEAD)
-        self.over, self.wanted = True, ""
-        self._close_heir()
-        self._close_lead()
-        if self._stump is not None:
-            self._stump.setblocking(False)
-            self._loop.watch(self._stump.fileno(), IN, self._on_leader)
+            self._end.send(message)
 
-    def _close_heir(self) -> None:
-        if self._heir is not None:
-            with contextlib.suppress(KeyError):
-                self._loop.unwatch(self._heir.fileno())
-            self._heir.close()
-            self._heir = None
+    def duplicate(self) -> socket.socket:
+        """Another descriptor of our end."""
+        return self._end.dup()
 
-    def _on_leader(self, events: int) -> None:
-        """Who leads says its status, then it goes. Who does not say it has died."""
-        assert self._stump is not None
-        try:
-            told = self._stump.recv(16)
-        except OSError:
-            told = b""
-        if told:
-            self.status = told[-1]
-            return
-        self._loop.unwatch(self._stump.fileno())
-        self._stump.close()
-        self._stump = None
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._loop.unwatch(self._end.fileno())
 
-    def pass_on(self, number: int) -> None:
-        """As a stump: let whoever leads have this signal."""
-        if self.over and self._stump is not None and number != signal.SIGCHLD:
-            with contextlib.suppress(OSError):
-                self._stump.send(bytes([number]))
+    def close(self) -> None:
+        """Watch it no longer, and close our end."""
+        self._unwatch()
+        self._end.close()
+
+    def disown(self) -> None:
+        """In a forked worker: close its copy, and leave the supervisor's loop alone."""
+        self._end.close()
+
+
+class SuccessorState(Enum):
+    """How far our successor is."""
+
+    STARTING = "starting"  # its deadline is ours to watch
+    BOOTING = "booting"  # it has started its workers, and watches their deadlines itself
+    READY = "ready"
+    LEADING = "leading"
+    STOPPING = "stopping"  # because we stop before it leads
+
+
+class Successor:
+    """The supervisor that is to replace us, as we see it."""
+
+    def __init__(self, loop: Loop, pid: int, end: socket.socket, deadline: float) -> None:
+        self.pid = pid
+        self.state = SuccessorState.STARTING
+        self.deadline = deadline
+        self.channel = Channel(loop, end, self._on_message)
+        self.channel.watch()
+
+    def _on_message(self, message: bytes) -> None:
+        if self.state is SuccessorState.STOPPING:
+            pass  # whatever it reports, it is not to lead
+        elif message == _STARTED:
+            self.state = SuccessorState.BOOTING
+            self.deadline = math.inf
+        elif message == _READY:
+            self.state = SuccessorState.READY
+        # Else it is dying; its exit will be reported.
+
+    def let_lead(self) -> None:
+        """From now on it leads."""
+        self.state = SuccessorState.LEADING
+        self.channel.send(_LEAD)
+        self.channel.close()
 
     def stop(self, number: int, deadline: float) -> None:
-        """We are to stop, so a successor that does not lead yet is to stop as well, and be gone by then."""
-        self.wanted = ""
-        if self.pid and not self.over:
-            self.deadline = deadline
-            os.kill(self.pid, number)
+        """End it by this signal; it has until `deadline`."""
+        self.state = SuccessorState.STOPPING
+        self.deadline = deadline
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Its time is over."""
+        missed = "exit" if self.state is SuccessorState.STOPPING else "start"
+        log.error(f"the new supervisor (pid {self.pid}) did not {missed} in time: killing it")
         self.deadline = math.inf
-        log.error(f"the new supervisor (pid {self.pid}) has not {'begun' if self.wanted else 'ended'} in time: it is killed")
         os.kill(self.pid, signal.SIGKILL)
 
-    def buried(self, pid: int, code: int) -> bool:
-        """Whether the process that has ended was the successor. Where it did not lead, we go on."""
-        if pid != self.pid:
+    def log_exit(self, code: int) -> None:
+        """Log why it did not come to lead, unless that was our doing."""
+        if self.state is not SuccessorState.STOPPING:
+            cause = f" ({exits.CAUSES[code]})" if code in exits.CAUSES else ""
+            how = f"exited with {code}{cause}" if code >= 0 else f"was killed by signal {-code}"
+            log.error(f"the new supervisor (pid {self.pid}) {how}: upgrade abandoned, this supervisor keeps running")
+
+
+class Relay:
+    """The first supervisor's side of the channel to the leader: signals go there, the exit status comes back."""
+
+    def __init__(self, loop: Loop, end: socket.socket) -> None:
+        self.status = 1  # of the last leader; one that does not report it has died
+        self.leader_gone = False
+        self.channel = Channel(loop, end, self._on_message)
+
+    def _on_message(self, message: bytes) -> None:
+        if message:
+            self.status = message[-1]
+        else:
+            self.leader_gone = True
+            self.channel.close()
+
+    def pass_on(self, number: int) -> None:
+        """Have the leader act upon this signal."""
+        if number != signal.SIGCHLD and not self.leader_gone:
+            self.channel.send(bytes([number]))
+
+
+class Upgrade:
+    """This process's role, and its channels to the supervisors before and after it."""
+
+    def __init__(self, loop: Loop, start: str, obey: Callable[[int, set[int]], object]) -> None:
+        """`start` is the directory in which we were started; `obey` acts upon signals that the relay passes on."""
+        self._loop = loop
+        self._start = start
+        self._obey = obey
+        self._obeyed: set[int] = set()  # signals that the relay has passed on (see `Supervisor._obey`)
+        self.role = Role.LEADER
+        self.handover = Handover([], [], 0, 0, (0, 0), (0, 0))  # what a predecessor has left to us
+        self.requested = ""  # why an upgrade is wanted that has not been started yet
+        self.successor: Successor | None = None
+        self._to_predecessor: Channel | None = None
+        self._to_relay: Channel | None = None  # none as long as we are the first supervisor
+        self._relay: Relay | None = None  # in the first supervisor, as soon as it has had a successor
+
+    @property
+    def shared(self) -> bool:
+        """Whether our listeners are another supervisor's as well, which needs them longer."""
+        return self.role is not Role.LEADER
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether a successor leads."""
+        return self.role is Role.PREDECESSOR
+
+    @property
+    def under_way(self) -> str:
+        """Why nothing else can be changed at the moment; "" if it can."""
+        if self.role in (Role.SUCCESSOR, Role.ORPHAN):
+            return "this supervisor does not lead yet"
+        return "an upgrade is under way" if self.requested or self.successor else ""
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether it is too early to exit: the leader has not exited yet, or a successor that is to stop has not."""
+        if self.handed_over:
+            return self._relay is not None and not self._relay.leader_gone
+        return self.successor is not None
+
+    # As a successor.
+
+    def inherit(self) -> bool:
+        """Read what a predecessor has left. False: there is none. `HandoverError`."""
+        text = os.environ.pop(VARIABLE, "")
+        if not text:
             return False
-        self.pid = 0
-        self.deadline = math.inf
-        if not self.over:
-            if self.wanted:
-                cause = f" ({exits.CAUSES[code]})" if code in exits.CAUSES else ""
-                how = f"exited with {code}{cause}" if code >= 0 else f"was killed by signal {-code}"
-                log.error(f"the new supervisor (pid {pid}) {how}: nothing is upgraded, this one goes on")
-            self.wanted = ""
-            self.ready = False
-            self._close_heir()
-            if self._stump is not None:
-                self._stump.close()
-                self._stump = None
+        self.handover, predecessor, relay = decode(text)
+        self.role = Role.SUCCESSOR
+        self._to_predecessor = Channel(self._loop, predecessor, self._on_predecessor)
+        self._to_predecessor.watch()
+        self._to_relay = Channel(self._loop, relay, self._on_relay)  # not watched before we lead
         return True
 
+    def report_started(self) -> None:
+        """Report to the predecessor, if there is one, that we have all we need."""
+        if self._to_predecessor is not None:
+            self._to_predecessor.send(_STARTED)
+
+    def report_ready(self) -> None:
+        """Report to the predecessor, if there is one, that our workers are ready."""
+        if self._to_predecessor is not None:
+            self._to_predecessor.send(_READY)
+
+    def _on_predecessor(self, message: bytes) -> None:
+        assert self._to_predecessor is not None
+        self.role = Role.LEADER if message == _LEAD else Role.ORPHAN
+        self._to_predecessor.close()
+        self._to_predecessor = None
+
+    def take_over(self, groups: Sequence[sockets.Group]) -> None:
+        """We lead now: apply our configuration to what we inherited, and close what it no longer has."""
+        assert self._to_relay is not None
+        for group in groups:
+            group.take_over()
+        for inheritance in self.handover.inheritances:
+            for fd in inheritance.listeners:
+                with socket.socket(fileno=fd) as listener:
+                    syn_filter.attach(listener)  # the predecessor empties its queue
+            sockets.unlink_inherited(inheritance)
+        self.handover.listeners.clear()
+        self.handover.management.clear()
+        self._to_relay.watch()
+
+    # As the leader.
+
+    def _on_relay(self, numbers: bytes) -> None:
+        if not numbers:  # the process that started it sees its end, and may start another server: so we stop as well
+            log.error("the first supervisor is gone")
+            self._leave_relay()
+            self._obey(signal.SIGTERM, set())
+        for number in numbers:
+            if number == signal.SIGUSR1:
+                os.kill(os.getpid(), number)  # its handler is in C
+            else:
+                self._obey(number, self._obeyed)
+
+    def _leave_relay(self) -> None:
+        if self._to_relay is not None:
+            self._to_relay.close()
+            self._to_relay = None
+
+    def spawn(self, handover: Handover, deadline: float) -> None:
+        """Start the requested successor, which must have started by `deadline`. `OSError`."""
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            if self._to_relay is None:
+                relay_end, leader_end = socket.socketpair()
+                undo.callback(relay_end.close)
+            else:
+                relay_end, leader_end = None, self._to_relay.duplicate()
+            with theirs, leader_end:
+                pid = self._exec(handover, theirs.fileno(), leader_end.fileno())
+            undo.pop_all()
+        self.successor = Successor(self._loop, pid, ours, deadline)
+        self._relay = Relay(self._loop, relay_end) if relay_end is not None else None
+        self.requested = ""
+
+    def _exec(self, handover: Handover, predecessor: int, relay: int) -> int:
+        """Run our own command line again, as it is on disk now, in the directory in which we were started. Returns the pid."""
+        inherited = [predecessor, relay, *(fd for inheritance in handover.inheritances for fd in inheritance.listeners)]
+        environ = {**os.environ, VARIABLE: handover.encode(predecessor, relay)}
+        with directory.entered(self._start):
+            try:
+                for fd in inherited:
+                    os.set_inheritable(fd, True)
+                # Not `fork`: until the new program runs, a signal to the child would be one to us (see pool.py).
+                return os.posix_spawn(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+            finally:
+                for fd in inherited:
+                    os.set_inheritable(fd, False)
+
+    @property
+    def deadline(self) -> float:
+        """When `kill` is due."""
+        return self.successor.deadline if self.successor is not None else math.inf
+
+    def kill(self) -> None:
+        """Kill a successor whose time is over."""
+        if self.successor is not None:
+            self.successor.kill()
+
+    @property
+    def successor_ready(self) -> bool:
+        """Whether it is time to hand over."""
+        return self.successor is not None and self.successor.state is SuccessorState.READY
+
+    def hand_over(self) -> int:
+        """Let the successor lead. Returns its pid."""
+        assert self.successor is not None
+        self.successor.let_lead()
+        self.role = Role.PREDECESSOR
+        self._leave_relay()
+        if self._relay is not None:
+            self._relay.channel.watch()
+        return self.successor.pid
+
+    def stop(self, number: int, deadline: float) -> None:
+        """We are to stop, so a successor that does not lead is to stop as well, by this signal and this deadline."""
+        self.requested = ""
+        if self.successor is not None and not self.handed_over:
+            self.successor.stop(number, deadline)
+
+    def on_exit(self, pid: int, code: int) -> bool:
+        """Whether the process that has exited was the successor. If it did not lead, we carry on."""
+        if self.successor is None or pid != self.successor.pid:
+            return False
+        if not self.handed_over:
+            self.successor.log_exit(code)
+            self.successor.channel.close()
+            if self._relay is not None:
+                self._relay.channel.close()
+                self._relay = None
+        self.successor = None
+        return True
+
+    # As a predecessor, and at the end.
+
+    def pass_on(self, number: int) -> None:
+        """If we are the relay: have the leader act upon this signal."""
+        if self.handed_over and self._relay is not None:
+            self._relay.pass_on(number)
+
+    def end(self, status: int) -> int:
+        """Report our `status` if we lead. Returns the status to exit with: the relay has the last leader's."""
+        if self._to_relay is not None and self.role is Role.LEADER:
+            self._to_relay.send(bytes([status]))
+        return self._relay.status if self.handed_over and self._relay is not None else status
+
     def disown(self) -> None:
-        """In a forked worker: let go of all this."""
-        for channel in (self._elder, self._lead, self._heir, self._stump):
+        """In a forked worker: close all of this."""
+        for channel in self._to_predecessor, self._to_relay:
             if channel is not None:
-                channel.close()
-        for will in self._wills:
-            for fd in will.listeners:
+                channel.disown()
+        for peer in self.successor, self._relay:
+            if peer is not None:
+                peer.channel.disown()
+        for inheritance in self.handover.inheritances:
+            for fd in inheritance.listeners:
                 os.close(fd)
