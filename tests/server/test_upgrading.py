@@ -19,6 +19,7 @@ import pytest
 from harness import SCALE, SOURCE, TESTS, WAIT, Client, alive, children, session, wait_for
 from load import Load
 
+ABANDONED = "upgrade abandoned, this supervisor keeps running"
 CONTROL = "apps.control:app"
 BOOTS = "apps.boots:app"
 
@@ -343,9 +344,9 @@ def test_another_management_address(start, tmp_path):
 def fails(server, status, words=""):
     """Try to upgrade: the new supervisor ends with this status, and the old one goes on as if nothing had been."""
     old, serving = leader(server), workers(server)
-    count = server.log.count("upgrade abandoned, this supervisor keeps running")
+    count = server.log.count(ABANDONED)
     server.signal(signal.SIGUSR2)
-    server.wait_log(rf"the new supervisor \(pid \d+\) exited with {status}.*: upgrade abandoned, this supervisor keeps running", count + 1)
+    server.wait_log(rf"the new supervisor \(pid \d+\) exited with {status}.*: {ABANDONED}", count + 1)
     assert re.search(words, server.log), server.log
     assert leader(server) == old
     assert workers(server) == serving
@@ -395,7 +396,7 @@ def test_one_worker_that_does_not_boot_is_enough(start, tmp_path):
         server.wait_log("worker 1 does not become ready")
         (tmp_path / "go").touch()
         assert client.response().text == "done"
-    server.wait_log("upgrade abandoned, this supervisor keeps running")
+    server.wait_log(ABANDONED)
     assert server.workers() == old
 
 
@@ -468,7 +469,7 @@ def test_a_successor_that_is_killed(hanging, boots):
     server = hanging(workers=2)
     (new,) = set(children(server.pid)) - set(server.workers()[:2])
     os.kill(new, signal.SIGKILL)
-    server.wait_log(rf"the new supervisor \(pid {new}\) was killed by signal 9: upgrade abandoned, this supervisor keeps running")
+    server.wait_log(rf"the new supervisor \(pid {new}\) was killed by signal 9: {ABANDONED}")
     (boots / "hang").unlink()
     wait_for(lambda: len(session(server.pid)) == 3)
     # Its orphaned workers have not shut the doors behind them, which are ours.
@@ -485,7 +486,7 @@ def test_a_successor_that_says_nothing(start, tmp_path):
     (tmp_path / "app" / "epollard" / "cli.py").write_text('"""Hangs."""\nimport time\ntime.sleep(600)\n')
     server.signal(signal.SIGUSR2)
     server.wait_log(r"the new supervisor \(pid \d+\) did not start in time: killing it")
-    server.wait_log("was killed by signal 9: upgrade abandoned, this supervisor keeps running")
+    server.wait_log(f"was killed by signal 9: {ABANDONED}")
     assert server.get("/").text == "hello"
 
 
