@@ -1,6 +1,5 @@
 """A handover from one supervisor to the next: what is left, what cannot be read, and the states of both sides."""
 
-import contextlib
 import json
 import math
 import os
@@ -40,10 +39,10 @@ class Supervisors:
         self.monkeypatch = monkeypatch
         self.obeyed = []
         self.killed = []
-        self.stack = contextlib.ExitStack()
+        self.upgrades = []
         self.left = ""
-        monkeypatch.setattr(upgrade.os, "posix_spawn", self.spawn)
-        monkeypatch.setattr(upgrade.os, "kill", lambda pid, number: self.killed.append((pid, number)))
+        monkeypatch.setattr(os, "posix_spawn", self.spawn)
+        monkeypatch.setattr(os, "kill", lambda pid, number: self.killed.append((pid, number)))
 
     def spawn(self, program, arguments, environ):
         """Keep what the successor would inherit: the same descriptors, by other numbers."""
@@ -54,7 +53,8 @@ class Supervisors:
         return 4711
 
     def first(self):
-        return Upgrade(self.loop, ".", lambda number, heard: self.obeyed.append(number))
+        self.upgrades.append(Upgrade(self.loop, ".", lambda number, heard: self.obeyed.append(number)))
+        return self.upgrades[-1]
 
     def next(self):
         """The one that was spawned last, after it has read what it inherits."""
@@ -75,11 +75,8 @@ class Supervisors:
 def chain(loop, monkeypatch):
     """Supervisors that upgrade one another."""
     made = Supervisors(loop, monkeypatch)
-    upgrades = []
-    first = made.first
-    made.first = lambda: upgrades.append(first()) or upgrades[-1]
     yield made
-    for one in upgrades:
+    for one in made.upgrades:
         one.disown()
 
 
@@ -220,7 +217,7 @@ def test_a_successor_that_cannot_be_spawned_changes_nothing(chain, monkeypatch):
     def fails(*words):
         raise OSError("no memory")
 
-    monkeypatch.setattr(upgrade.os, "posix_spawn", fails)
+    monkeypatch.setattr(os, "posix_spawn", fails)
     with pytest.raises(OSError, match="no memory"):
         old.spawn(NOTHING, 5.0)
     assert len(os.listdir("/proc/self/fd")) == before
