@@ -37,9 +37,9 @@ class Supervisors:
     def __init__(self, loop, monkeypatch):
         self.loop = loop
         self.monkeypatch = monkeypatch
-        self.obeyed = []
-        self.killed = []
-        self.upgrades = []
+        self.obeyed: list[int] = []
+        self.killed: list[tuple[int, int]] = []
+        self.upgrades: list[Upgrade] = []
         self.left = ""
         monkeypatch.setattr(os, "posix_spawn", self.spawn)
         monkeypatch.setattr(os, "kill", lambda pid, number: self.killed.append((pid, number)))
