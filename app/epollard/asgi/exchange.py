@@ -43,9 +43,9 @@ from ..net import contracts
 from ..net.connection import BODY as READING_BODY
 from ..net.connection import Connection
 from ..net.write_buffer import LOW
-from ..protocol import response
+from ..protocol import response, response_body
 from ..protocol.request import Request
-from ..protocol.response import COPY_BELOW, KNOWN_RAW_HEADS, LAST_CHUNK, Head
+from ..protocol.response import COPY_BELOW, KNOWN_RAW_HEADS, Head
 from .scope import Scope
 
 CLIENT_LEFT: Final = 499  # the status in the access log, as in nginx's
@@ -59,9 +59,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_ERROR: Final = response.head("500 Internal Server Error", (("Content-Type", "text/plain; charset=utf-8"),))
-_ERROR_BODY: Final = b"Internal Server Error\n"
 
 
 class ClientDisconnected(OSError):  # noqa: N818 - named as in the specification: an event, not a fault
@@ -89,12 +86,11 @@ class HTTPExchange:
     """One call of the application for an HTTP request, and its response. The sink of the request's body."""
 
     __slots__ = (
-        "_chunked",
-        "_left",
         "_pieces",
         "_size",
         "_trailers",
         "_waiters",
+        "_writer",
         "answer",
         "body",
         "call",
@@ -125,8 +121,7 @@ class HTTPExchange:
         self._pieces: list[bytes] = []  # of the request's body: received, and not yet taken by the application
         self._size = 0  # bytes in them
         self._trailers: bytes | None  # those given so far; None: the response has none
-        self._left: int | None  # bytes of the response's body that are still to come; None: unknown
-        self._chunked: bool
+        self._writer: response_body.BodyWriter  # from OPEN on, but not for the usual response
         self._waiters: list[asyncio.Future[None]] | None = None
 
     @classmethod
@@ -201,39 +196,24 @@ class HTTPExchange:
                 raise RuntimeError("http.response.body before http.response.start")
             if self.response == DONE:
                 raise RuntimeError("http.response.body after the end of the response")
-            if not message.get("more_body", False):
-                size = len(body)
-                if (
-                    self.response == STARTED
-                    and head.plain
-                    and self.request.plain
-                    and size <= COPY_BELOW
-                    and self._trailers is None
-                ):
-                    # The usual response, written out: one small body.
-                    context = connection.context
-                    end = context.close_end if connection.closing or context.draining else context.date_end
-                    if head.length == size:
-                        data = head.lines + end + body
-                    elif head.length is None:
-                        data = b"%bContent-Length: %d\r\n%b%b" % (head.lines, size, end, body)
-                    else:
-                        self._send_body(body, False)
-                        return
-                    if context.draining:
+            more = message.get("more_body", False)
+            if not more and self.response == STARTED and self._trailers is None:
+                context = connection.context
+                closing = connection.closing or context.draining
+                data = response_body.whole(head, self.request, context, body, closing)
+                if data is not None:
+                    if closing:
                         connection.close_after_response()
-                    self.sent = size
+                    self.sent = len(body)
                     self.response = DONE
                     if self.call == FIRST_STEP:
-                        self.runner.finished(connection, self.request, head.code, size, self.started)
+                        self.runner.finished(connection, self.request, head.code, self.sent, self.started)
                         self.answer = data
                     else:
-                        connection.write(data, connection.closing)
+                        connection.write(data, closing)
                         self._finish()
                     return
-                self._send_body(body, False)
-            else:
-                self._send_body(body, True)
+            self._send_body(body, more)
             if connection.out is not None and connection.out.full:
                 await self._drained()
         elif kind == "http.response.start":
@@ -299,8 +279,7 @@ class HTTPExchange:
             return False
         if self.client != GONE and not self.connection.closed:
             self.connection.close_after_response()
-            if self._chunked:
-                self.connection.write(LAST_CHUNK, True)
+            self.connection.write(self._writer.end(), True)
             self._finish()
             self.client = GONE
         return True
@@ -340,12 +319,14 @@ class HTTPExchange:
             self.connection.close()
             self._finish()
         else:
-            self.head = _ERROR
+            self.head = response_body.INTERNAL_ERROR
             self._trailers = None
-            self._send_body(_ERROR_BODY, False)
+            self._send_body(response_body.INTERNAL_ERROR_BODY, False)
 
     def _finish(self) -> None:
         """The response is complete: the connection goes on."""
+        if self.response == OPEN:
+            self.sent = self._writer.sent
         code = self.head.code if self.head else CLIENT_LEFT
         self.runner.finished(self.connection, self.request, code, self.sent, self.started)
         self.response = DONE
@@ -439,38 +420,33 @@ class HTTPExchange:
         if not message.get("more_trailers", False):
             connection = self.connection
             opening = b"" if self.response == OPEN else self._open(None)
-            connection.write(opening + (b"0\r\n%b\r\n" % self._trailers if self._chunked else b""), connection.closing)
+            connection.write(opening + self._writer.end(self._trailers), connection.closing)
             self._finish()
 
-    def _open(self, whole: int | None) -> bytes:
-        """The bytes of the head. `whole`: the length of the body where it is known though the application has not said it."""
+    def _open(self, size: int | None) -> bytes:
+        """Begin to send: the bytes of the head. `size`: of the whole body, where it is known."""
         assert self.head is not None
+        connection = self.connection
+        context = connection.context
+        closing = connection.closing or context.draining
+        opening, self._writer, closing = response_body.start(self.head, self.request, context, size=size, closing=closing)
         self.response = OPEN
-        opening, self._left, self._chunked = self.connection.open(self.head, self.request, whole)
+        if closing:
+            connection.close_after_response()
         return opening
-
-    def _open_for(self, size: int, more: bool) -> bytes:
-        """The bytes of the head, unless it has been sent, before `size` bytes of body."""
-        if self.response == OPEN:
-            return b""
-        return self._open(size if not more and self._trailers is None else None)
 
     def _send_body(self, body: bytes, more: bool) -> None:
         connection = self.connection
-        opening = self._open_for(len(body), more)
-        left = self._left
-        if left is not None:
-            if len(body) > left:
-                self._warn_of_too_much()
-                body = body[:left]
-            self._left = left - len(body)
-        self.sent += len(body)
-        if self._chunked:
-            body = response.chunk(body) if body else b""
-            if not more and self._trailers is None:
-                body += LAST_CHUNK
+        last = not more and self._trailers is None
+        opening = b"" if self.response == OPEN else self._open(len(body) if last else None)
+        writer = self._writer
+        body = writer.write(body)
+        if writer.excess:
+            log.warning(response_body.excess_warning(self.request))
+        if last:
+            body += writer.end()
         if len(body) <= COPY_BELOW:
-            connection.write(opening + body, not more and connection.closing and not self._left)
+            connection.write(opening + body, not more and connection.closing and not writer.missing)
         elif opening:
             connection.write_two(opening, body)
         else:
@@ -481,38 +457,31 @@ class HTTPExchange:
     def _send_file(self, fd: int, offset: int | None, count: int | None, more: bool) -> None:
         """Send a piece of an open file, and close its descriptor. Without an offset: from its position, which moves on."""
         connection = self.connection
+        last = not more and self._trailers is None
         try:
             offset, count = _piece(fd, offset, count)
-            opening = self._open_for(count, more)
-            left = self._left
-            if left is not None:
-                if count > left:
-                    self._warn_of_too_much()
-                count = min(count, left)
-                self._left = left - count
-            chunked = self._chunked and count > 0
-            connection.write(opening + (b"%x\r\n" % count if chunked else b""))
-            self.sent += count
+            opening = b"" if self.response == OPEN else self._open(count if last else None)
+            writer = self._writer
+            before, count, behind = writer.write_file(count)
+            if writer.excess:
+                log.warning(response_body.excess_warning(self.request))
+            connection.write(opening + before)
             own, fd = fd, -1
             connection.write_file(own, offset, count)
         finally:
             if fd >= 0:
                 os.close(fd)
-        last = self._chunked and not more and self._trailers is None
-        connection.write((b"\r\n" if chunked else b"") + (LAST_CHUNK if last else b""))
+        connection.write(behind + writer.end() if last else behind)
         if not more:
             self._end_body()
 
     def _end_body(self) -> None:
-        if self._left and not self.connection.closed:
-            log.warning(f"application sent {self._left} bytes less than its Content-Length on {self._name()}: closed")
+        missing = self._writer.missing
+        if missing and not self.connection.closed:
+            log.warning(response_body.missing_warning(self.request, missing))
             self.connection.close()
         if self._trailers is None or self.connection.closed:  # else they are to come
             self._finish()
-
-    def _warn_of_too_much(self) -> None:
-        if self.request.line.method != "HEAD" and self.head is not None and not self.head.bodiless:
-            log.warning(f"application sent more than its Content-Length on {self._name()}: cut")
 
     async def _drained(self) -> None:
         await drained(self.runner, self.connection)
