@@ -3,7 +3,8 @@
 import os
 import socket
 
-from epollard.config import options
+from epollard.config import sources
+from epollard.config.options import Config
 from epollard.scoreboard import HEARTBEAT, READY, STATE
 from epollard.supervision.pool import Pool
 from epollard.supervision.slots import Process, Slot
@@ -11,9 +12,9 @@ from epollard.supervision.slots import Process, Slot
 PID = 2**22 + 1  # beyond what the kernel gives (proc_sys_kernel(5), pid_max)
 
 
-def settings(*words: str) -> options.Config:
+def settings(*words: str) -> Config:
     """The configuration that these words of a command line make."""
-    return options.load(options.parse_arguments(words).given, {}).config
+    return sources.load(sources.parse_arguments(words).given, {}).config
 
 
 def hire(pool: Pool, slot: Slot, now: float, *, pid: int = PID, generation: int = 1, state: int = READY) -> Process:

@@ -10,7 +10,8 @@ import pytest
 
 import epollard
 from epollard import cli
-from epollard.config import options
+from epollard.config import text
+from epollard.config.options import OPTIONS
 
 SOURCE = Path(epollard.__file__).parents[1]
 SCALE = float(os.environ.get("EPOLLARD_TEST_SCALE", "1"))
@@ -48,7 +49,7 @@ def test_help_and_version(capsys):
     os.environ["EPOLLARD_NONSENSE"] = "1"
     try:
         assert cli.main(["--help"]) == 0
-        assert capsys.readouterr() == (options.help_text(), "")
+        assert capsys.readouterr() == (text.help_text(), "")
         assert cli.main(["--version"]) == 0
         assert capsys.readouterr() == (f"epollard {epollard.__version__}\n", "")
     finally:
@@ -70,7 +71,7 @@ def test_print_config(capsys):
     """Every value and its source, and nothing is started or imported."""
     assert cli.main(["--print-config", "no.such:app", "--threads", "3"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in shown] == list(options.OPTIONS)
+    assert [line.split()[0] for line in shown] == list(OPTIONS)
     assert "threads = 3                # --threads" in shown
 
 
@@ -140,7 +141,7 @@ def test_main_returns_the_supervisors_status_or_runs_the_worker(result, status, 
             "did you mean nonsense:8000?\n",
         ),
         ([], {"EPOLLARD_THREADS": "9\n9"}, "epollard: EPOLLARD_THREADS: '9\\n9' is not a number from 1 to 1024\n"),
-        (["--check", "--wat"], {}, "epollard: unknown option '--wat'; epollard --help shows all there are\n"),
+        (["--check", "--wat"], {}, "epollard: unknown option '--wat'; epollard --help lists all options\n"),
     ],
 )
 def test_bad_configuration_is_exactly_one_line_and_status_2(words, environ, line):

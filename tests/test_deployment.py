@@ -10,7 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from epollard.config import options
+from epollard.config import sources
+from epollard.config.options import Config
 from harness import Server
 
 ROOT = Path(__file__).parents[1]
@@ -68,8 +69,8 @@ class Deployed(NamedTuple):
     noticed: float  # seconds until a balancer sends no more to one that drains; 0 where there is none
 
     @property
-    def config(self) -> options.Config:
-        return options.load({}, self.environ).config
+    def config(self) -> Config:
+        return sources.load({}, self.environ).config
 
 
 def of_compose(*names: str) -> Deployed:
@@ -119,9 +120,9 @@ DEPLOYED = {
 def test_the_options_exist_and_their_values_are_right(where: str) -> None:
     """Each `EPOLLARD_...` in the files is an option, with a value that it takes: else the server would not start."""
     environ = DEPLOYED[where].environ
-    assert options.load({}, environ)
-    with pytest.raises(options.ConfigError):
-        options.load({}, environ | {"EPOLLARD_NO_SUCH_THING": "1"})
+    assert sources.load({}, environ)
+    with pytest.raises(sources.ConfigError):
+        sources.load({}, environ | {"EPOLLARD_NO_SUCH_THING": "1"})
 
 
 @pytest.mark.parametrize("where", DEPLOYED)

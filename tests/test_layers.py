@@ -56,7 +56,6 @@ TESTED_ELSEWHERE = {
     "asgi/runner": ["server/test_runner.py"],
     "asgi/scope": ["server/test_asgi.py"],
     "asgi/websocket": ["server/test_websockets.py"],
-    "config/values": ["config/test_options.py"],
     "net/bpf": ["net/test_reuseport.py", "net/test_syn_filter.py"],
     "management/ctl": ["server/test_admin.py", "container/test_image.py"],
     "management/routes": ["server/test_admin.py"],

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from . import cgroup, exits, log
-from .config.options import MAX_WORKERS, Config, ConfigError, flag
+from .config.options import MAX_WORKERS, Config, flag
+from .config.sources import ConfigError
 from .management.routes import Management
 from .net import sockets
 from .net.loop import Loop

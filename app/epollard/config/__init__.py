@@ -1,1 +1,1 @@
-"""What the server was told: options, their values, where these come from, and what a person reads of them."""
+"""The configuration: options, the types of their values, the sources of values, and what is printed about them."""

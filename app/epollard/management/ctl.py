@@ -13,7 +13,8 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from .. import exits
-from ..config import options
+from ..config import sources
+from ..config.options import Config
 
 RESPONSE_TIMEOUT: Final = 3.0  # seconds; the image's HEALTHCHECK has 5 in all
 MAX_RESPONSE: Final = 1 << 20  # bytes
@@ -50,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = words.pop(0) if command == "scale" and words else ""
     try:
         if command not in ("scale", "reload", "upgrade", "drain", "status", "healthcheck"):
-            raise options.ConfigError(f"unknown command {command!r}; epollardctl --help lists all commands")
+            raise sources.ConfigError(f"unknown command {command!r}; epollardctl --help lists all commands")
         if command == "scale":
-            options.parse("workers", workers, "scale")
-        arguments = options.parse_arguments(words)
+            sources.parse("workers", workers, "scale")
+        arguments = sources.parse_arguments(words)
         if arguments.action == "--help":
             print(USAGE, end="")
             return exits.OK
         if extra := arguments.action or "".join(arguments.given["app"].texts if "app" in arguments.given else ()):
-            raise options.ConfigError(f"{command}: unexpected argument {extra!r}; epollardctl --help shows the usage")
+            raise sources.ConfigError(f"{command}: unexpected argument {extra!r}; epollardctl --help shows the usage")
         settings = find(arguments)
-    except options.ConfigError as error:
+    except sources.ConfigError as error:
         print(f"epollardctl: {error}", file=sys.stderr)
         return exits.BAD_CONFIGURATION
     try:
@@ -71,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exits.OK
 
 
-def find(arguments: options.Arguments) -> options.Config:
+def find(arguments: sources.Arguments) -> Config:
     """The configuration of the server that is meant. `ConfigError`."""
-    settings = options.load({**options.parse_arguments(_command_line()).given, **arguments.given}, os.environ).config
+    settings = sources.load({**sources.parse_arguments(_command_line()).given, **arguments.given}, os.environ).config
     os.chdir(settings.chdir)  # relative paths of Unix sockets start there
     return settings
 
@@ -89,7 +90,7 @@ def _command_line() -> list[str]:
     return words[names.index("epollard") + 1 :] if "epollard" in names else []
 
 
-def _run(command: str, workers: str, settings: options.Config) -> str:
+def _run(command: str, workers: str, settings: Config) -> str:
     """Returns what to print. `Failure`."""
     if command == "healthcheck":
         return _check(settings)
@@ -108,7 +109,7 @@ def _run(command: str, workers: str, settings: options.Config) -> str:
     return str(result["done"])
 
 
-def _check(settings: options.Config) -> str:
+def _check(settings: Config) -> str:
     """Whether the server is ready. Without management: whether each address responds, without asking the application."""
     if settings.admin != "off":
         try:

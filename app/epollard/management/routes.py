@@ -4,7 +4,8 @@ import os
 from typing import Final, Protocol
 
 from .. import log
-from ..config.options import Config, ConfigError, parse
+from ..config.options import Config
+from ..config.sources import ConfigError, parse
 from ..net import sockets
 from ..net.loop import Loop
 from ..supervision import status
