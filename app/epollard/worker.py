@@ -6,19 +6,16 @@ without them when they are to be given back.
 Its states: starting (the application is being imported), ready, draining (no new connections; what runs may finish), gone.
 """
 
-import errno
 import faulthandler
 import gc
 import os
-import resource
-import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from . import demo, exits, importer, log, scoreboard
 from .access_log import AccessLog
@@ -26,6 +23,7 @@ from .asgi.lifespan import StartupError
 from .asgi.runner import AsgiRunner
 from .config.options import Config
 from .net import syn_filter
+from .net.acceptor import Acceptor, server_name
 from .net.connection import accept
 from .net.context import Limits, Timeouts, WorkerContext
 from .net.loop import IN, Loop
@@ -33,7 +31,6 @@ from .net.signals import Signals
 from .scoreboard import WorkerEnds
 from .wsgi.threads import LeaderFollowers
 
-ACCEPTS: Final = 16  # connections accepted in one go: a burst does not starve those who are being served
 # Seconds that an idle client has to ask once more, before its connection is closed because the worker goes. The answer says
 # `Connection: close`. As deadlines are looked at once a second, it may be a second more.
 LAST_CHANCE: Final = 0.5
@@ -46,7 +43,6 @@ ORPHAN_GRACE: Final = 2.0
 SWITCH_INTERVAL: Final = 0.001
 SLOT_BYTES: Final = 8  # of a slot's number, which is what comes through the channel
 MOST_FDS: Final = 253  # SCM_MAX_FD, unix(7)
-UNIX_LOCAL: Final = ("localhost", "80")  # SERVER_NAME and SERVER_PORT, which may not be empty (PEP 3333)
 REPORT_BYTES: Final = 60_000  # of a traceback; fits a pipe's buffer (pipe(7)), so that nobody has to read for us to go on
 # What the supervisor or we gave a handler.
 _SIGNALS: Final = (
@@ -59,14 +55,6 @@ _SIGNALS: Final = (
 )
 
 
-def _local(listener: socket.socket) -> tuple[str, str]:
-    """SERVER_NAME and SERVER_PORT of who comes by this listener."""
-    if listener.family == socket.AF_UNIX:
-        return UNIX_LOCAL
-    host, port = listener.getsockname()[:2]
-    return host, str(port)
-
-
 class Worker:
     """One worker process, from its first line to its exit status."""
 
@@ -75,7 +63,6 @@ class Worker:
         self._listeners = list(listeners)
         self._record, self._lifeline, self._doorbell, self._report, self._channel = ends
         self._foreign: dict[bytes, list[socket.socket]] = {}  # by the number of their slot
-        self._paused: list[socket.socket] = []  # listeners that wait for a free descriptor
         self._deadline = float("inf")  # where no supervisor has an eye on it
         self._orphaned = 0.0  # since when the supervisor is gone
 
@@ -107,7 +94,6 @@ class Worker:
     def _serve(self, app: Callable[..., Any]) -> None:
         config = self._config
         self._loop = loop = Loop()
-        self._local = _local(self._listeners[0])  # one object, by which most connections are known
         access = AccessLog(config.access_log) if config.access_log != "off" else None
         self._flush = access.flush if access else None
         loop.on_turn = self._flush
@@ -121,7 +107,12 @@ class Worker:
             self._interface = AsgiRunner(loop, app, config.ws_max_size, config.ws_deflate == "on", add)
         else:
             self._interface = LeaderFollowers(
-                loop, app, threads=config.threads, processes=config.most_workers, access=add, local=self._local
+                loop,
+                app,
+                threads=config.threads,
+                processes=config.most_workers,
+                access=add,
+                local=server_name(self._listeners[0]),
             )
         self._server = WorkerContext(
             loop,
@@ -144,6 +135,7 @@ class Worker:
             corked=config.tcp == "cork",
             notify_disconnects=kind == "asgi",
         )
+        self._acceptor = Acceptor(loop, partial(accept, self._server), self._server.connections, self._report_connections)
         loop.on_tick = self._tick
         self._sums = (time.monotonic(), loop.waited, 0.0, time.process_time())
         self._tick()
@@ -158,7 +150,7 @@ class Worker:
         """The application is ready: so are we."""
         loop = self._loop
         for listener in self._listeners:
-            self._watch(listener)
+            self._acceptor.add(listener)
         loop.watch(self._lifeline, IN, self._on_orphaned)
         loop.watch(self._channel.fileno(), IN, self._on_channel)
         self._watch_signals()
@@ -225,15 +217,12 @@ class Worker:
         self._server.tick(now, time.time())
         interface, record, server = self._interface, self._record, self._server
         record[scoreboard.HEARTBEAT] = int(interface.alive(now) * 1e9)
-        record[scoreboard.ACCEPTED] = server.accepted
-        record[scoreboard.ACTIVE] = len(server.connections)
+        self._report_connections()
         record[scoreboard.REQUESTS] = interface.answered
         record[scoreboard.REJECTED] = server.rejected
         record[scoreboard.ABORTED] = server.aborted
         record[scoreboard.BUSY] = self._busy(now)
-        paused, self._paused = self._paused, []
-        for listener in paused:
-            self._watch(listener)
+        self._acceptor.resume()
         if self._orphaned and now - self._orphaned >= syn_filter.SYN_DROP_TIME:
             self._drain("the supervisor is gone")
         if server.draining and not self._listeners:
@@ -251,44 +240,10 @@ class Worker:
             return 0
         return round(1000 * min(max(1 - waited / elapsed, spent / elapsed, computed / elapsed, 0), 1))
 
-    # Listeners.
-
-    def _watch(self, listener: socket.socket) -> None:
-        local = _local(listener)
-        if local == self._local:
-            local = self._local
-        # A Unix socket is shared by all workers: wake one of them, not all (epoll_ctl(2)).
-        mask = IN | select.EPOLLEXCLUSIVE if listener.family == socket.AF_UNIX else IN
-        # The class beneath `socket.socket`: an accepted socket costs a third of what `socket.accept` makes of it.
-        bare = cast(socket.SocketType, listener)
-        self._loop.watch(listener.fileno(), mask, partial(self._on_listener, bare, listener.family, local))
-
-    def _on_listener(self, listener: socket.SocketType, family: int, local: tuple[str, str], events: int) -> None:
-        take = listener._accept  # type: ignore[attr-defined]
-        server, record = self._server, self._record
-        record[scoreboard.ACCEPTED] = server.accepted  # whose queue stands still while this does counts as stuck
-        for _ in range(ACCEPTS):
-            try:
-                fd, peer = take()
-            except BlockingIOError:
-                record[scoreboard.ACCEPTED] = server.accepted
-                record[scoreboard.ACTIVE] = len(server.connections)  # new connections are steered by it
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause(listener, error)
-                    return
-                continue  # the client left while it waited: accept(2), "Error handling"
-            accept(server, socket.SocketType(family, socket.SOCK_STREAM, 0, fd), peer, local)
-        record[scoreboard.ACCEPTED] = server.accepted
-        record[scoreboard.ACTIVE] = len(server.connections)
-
-    def _pause(self, listener: socket.SocketType, error: OSError) -> None:
-        """No descriptor is free: connections wait in the queue for a second, instead of waking us in vain."""
-        limit, count = resource.getrlimit(resource.RLIMIT_NOFILE)[0], len(self._server.connections)
-        log.warning(f"cannot accept ({error.strerror}; limit {limit}, {count} connections): waiting a second")
-        self._loop.unwatch(listener.fileno())
-        self._paused.append(cast(socket.socket, listener))
+    def _report_connections(self) -> None:
+        """For steering and rescue, so not only once a second but also before and after connections are accepted."""
+        self._record[scoreboard.ACCEPTED] = self._server.accepted
+        self._record[scoreboard.ACTIVE] = len(self._server.connections)
 
     # Listeners of a sibling that cannot serve them: borrowed from the supervisor.
 
@@ -305,15 +260,12 @@ class Worker:
                 self._listeners.append(listener)
                 self._loop.post(self._empty_queues)
             else:
-                self._watch(listener)
+                self._acceptor.add(listener)
                 self._foreign.setdefault(message, []).append(listener)
 
     def _give_back(self, slot: bytes) -> None:
         for listener in self._foreign.pop(slot, ()):
-            if listener in self._paused:
-                self._paused.remove(listener)
-            else:
-                self._loop.unwatch(listener.fileno())  # first: others hold it open, and epoll would go on telling of it
+            self._acceptor.remove(listener)
             listener.close()
 
     # The end.
@@ -343,9 +295,7 @@ class Worker:
         self._foreign.clear()
         self._set_state(scoreboard.DRAINING)
         for listener in self._listeners:
-            if listener not in self._paused:
-                self._loop.unwatch(listener.fileno())
-        self._paused.clear()
+            self._acceptor.remove(listener)
         self._loop.post(self._empty_queues)
 
     def _empty_queues(self) -> None:
@@ -356,13 +306,8 @@ class Worker:
             self._loop.on_turn = self._stop_when_idle
             return
         self._loop.post(self._empty_queues)  # first: serving a connection may cost this thread the loop
-        listener = self._listeners[-1]
-        try:
-            fd, peer = listener._accept()  # type: ignore[attr-defined]
-        except OSError:  # nothing waits any more (or nothing can be taken)
+        if not self._acceptor.accept_one(self._listeners[-1]):
             self._listeners.pop().close()
-            return
-        accept(self._server, socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd), peer, _local(listener))
 
     def _dismiss_idle(self) -> None:
         chance = LAST_CHANCE

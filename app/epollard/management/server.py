@@ -5,19 +5,18 @@ never from a browser: any web page can make a browser send a POST to 127.0.0.1, 
 """
 
 import contextlib
-import errno
 import ipaddress
 import json
 import socket
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 from .. import log
 from ..net import sockets
+from ..net.acceptor import Acceptor
 from ..net.loop import IN, OUT, Loop
 from ..protocol import response
 from ..protocol.request import HeadReader, ProtocolError, Request
@@ -27,7 +26,6 @@ CLIENT_TIMEOUT: Final = 5.0
 # Clients at the same time. One more, and the oldest is closed: a client that only occupies a place loses it to one that asks.
 MAX_CLIENTS: Final = 64
 BACKLOG: Final = 64
-ACCEPTS: Final = 16  # in one go
 RECEIVE: Final = 16384
 # Bytes of a request line, number of fields, bytes of all fields; probes and scrapers need a tenth of it.
 LIMITS: Final = (2048, 64, 16384)
@@ -74,7 +72,7 @@ class Server:
         self.clients: dict[Client, None] = {}  # oldest first
         self.groups: list[sockets.Group] = []
         self._listeners: list[socket.socket] = []
-        self._paused: list[socket.socket] = []  # until a descriptor may be free
+        self._acceptor = Acceptor(loop, self._accept, self.clients)
         self._started = False
 
     def listen(self, address: str, inheritances: list[sockets.Inheritance]) -> None:
@@ -87,7 +85,7 @@ class Server:
         """Accept clients. Not before a predecessor has stopped doing so."""
         self._started = True
         for listener in self._listeners:
-            self.loop.watch(listener.fileno(), IN, partial(self._on_listener, listener))
+            self._acceptor.add(listener)
 
     def inheritances(self) -> list[sockets.Inheritance]:
         """What a successor needs to serve in our place."""
@@ -96,17 +94,15 @@ class Server:
     def leave(self) -> list[sockets.Group]:
         """Stop listening; clients that were accepted still get their response. Returns the groups."""
         for listener in self._listeners if self._started else ():
-            self.loop.unwatch(listener.fileno())
+            self._acceptor.remove(listener)
         sockets.close(self.groups, [self._listeners])
-        left, self.groups, self._listeners, self._paused = self.groups, [], [], []
+        left, self.groups, self._listeners = self.groups, [], []
         return left
 
     def tick(self) -> None:
         """Once a second: close clients whose time is over, and resume accepting."""
         now = time.monotonic()
-        for listener in self._paused:
-            self.loop.rewatch(listener.fileno(), IN)
-        self._paused.clear()
+        self._acceptor.resume()
         for client in [client for client in self.clients if client.deadline <= now]:
             client.close()
 
@@ -122,27 +118,16 @@ class Server:
             client.sock.close()
         sockets.close(self.groups, [self._listeners])
 
-    def _on_listener(self, listener: socket.socket, events: int) -> None:
-        for _ in range(ACCEPTS):
-            try:
-                sock, _ = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self.loop.rewatch(listener.fileno(), 0)  # until the next tick, instead of being woken in vain
-                    self._paused.append(listener)
-                    return
-                continue  # the client left while it waited
-            if len(self.clients) >= MAX_CLIENTS:
-                next(iter(self.clients)).close()
-            Client(self, sock)
+    def _accept(self, sock: "socket.SocketType", peer: object, name: tuple[str, str]) -> None:
+        if len(self.clients) >= MAX_CLIENTS:
+            next(iter(self.clients)).close()
+        Client(self, sock)
 
 
 class Client:
     """One connection: a request, its response, the end."""
 
-    def __init__(self, server: Server, sock: socket.socket) -> None:
+    def __init__(self, server: Server, sock: "socket.SocketType") -> None:
         self.server = server
         self.sock = sock
         self.deadline = time.monotonic() + CLIENT_TIMEOUT
@@ -217,7 +202,7 @@ class Client:
         return data
 
 
-def _respond(server: Server, request: Request, sock: socket.socket) -> Page:
+def _respond(server: Server, request: Request, sock: "socket.SocketType") -> Page:
     method, path = request.line.method, request.line.path
     try:
         here, there = sock.getsockname(), sock.getpeername()
