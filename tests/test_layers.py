@@ -65,7 +65,6 @@ TESTED_ELSEWHERE = {
     "net/contracts": ["server/test_access_log.py"],
     "net/signals": ["server/test_signals.py"],
     "supervision/balance": ["server/test_rescue.py", "server/test_scaling.py"],
-    "wsgi/exchange": ["server/test_wsgi.py"],
 }
 NO_MODULE = {"layers", "deployment"}  # tests/test_NAME.py of something other than a module
 
