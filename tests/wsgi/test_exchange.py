@@ -21,7 +21,7 @@ from epollard.net.write_buffer import HIGH
 from epollard.protocol.request import Request
 from epollard.protocol.response import COPY_BELOW
 from epollard.wsgi.environ import FileWrapper
-from epollard.wsgi.exchange import ClientGoneError, Exchange
+from epollard.wsgi.exchange import ClientGoneError, Exchange, Runner
 from epollard.wsgi.input import ExpectedInput
 from epollard.wsgi.lease import LoopLease
 from harness import SCALE, wait_for
@@ -44,6 +44,7 @@ class FakeConnection:
     def __init__(self) -> None:
         self.sent = b""
         self.calls: list[str] = []
+        self.peer = ("client", "1024")
         self.closed = False
         self.closing = False
         self.out: Any = None
@@ -85,11 +86,13 @@ class FakeConnection:
             self.drained.append(callback)
 
 
-class FakeRunner:
+class FakeRunner(Runner):
     """Runs at once what is posted, and notes it."""
 
     def __init__(self, connection: FakeConnection) -> None:
-        self.last_head: tuple[str, Any, Any] = ("", None, None)
+        self.last_head = ("", None, None)
+        self.answered = 0
+        self._access = self.log
         self.connection = connection
         self.posted: list[str] = []
         self.passed_on = 0
@@ -102,7 +105,7 @@ class FakeRunner:
     def pass_loop_on(self) -> None:
         self.passed_on += 1
 
-    def finished(self, connection: object, request: Request, code: int, sent: int, started: float) -> None:
+    def log(self, peer: str, request: Request, code: int, sent: int, seconds: float) -> None:
         assert "complete" not in self.connection.calls  # counted first
         self.ends.append((code, sent))
 
