@@ -1,4 +1,4 @@
-"""Lines of the access log: what they say, that they stay lines, and when they are written. By the real descriptor 1."""
+"""The access log: its formats, that a line stays one line, and when lines are written. Through the real descriptor 1."""
 
 import calendar
 import json
@@ -55,7 +55,7 @@ def test_a_text_line(capfd: pytest.CaptureFixture[str]):
 
 
 def test_a_client_without_an_address(capfd: pytest.CaptureFixture[str]):
-    """A Unix socket's client is a dash in text and empty in JSON."""
+    """The client of a Unix socket is a dash in text and an empty string in JSON."""
     for style in "text", "json":
         log = AccessLog(style)
         log.add("", request(), 200, 0, 0)
@@ -77,7 +77,7 @@ def test_a_client_without_an_address(capfd: pytest.CaptureFixture[str]):
     ],
 )
 def test_a_target_does_not_end_its_quotes(target: bytes, shown: str | None, capfd: pytest.CaptureFixture[str]):
-    """Whatever a stranger asks for stays between the quotes, and the numbers behind them are ours."""
+    """Whatever target a client requests stays between the quotes, and the numbers after them are ours."""
     if shown is None:
         target, shown = target.replace(b" ", b"%20"), r"GET /\"%20200%200%20\" HTTP/1.1"
     log = AccessLog("text")
@@ -87,8 +87,8 @@ def test_a_target_does_not_end_its_quotes(target: bytes, shown: str | None, capf
     assert line.group("request", "status", "bytes") == (shown, "404", "7")
 
 
-def test_every_good_row_is_one_line(capfd: pytest.CaptureFixture[str]):
-    """Of every request of the corpus, in both styles."""
+def test_every_valid_request_is_one_line(capfd: pytest.CaptureFixture[str]):
+    """Each valid request of the corpus becomes one line, in both styles."""
     rows = corpus.rows("valid")
     for style in "text", "json":
         log = AccessLog(style)
@@ -104,7 +104,7 @@ def test_every_good_row_is_one_line(capfd: pytest.CaptureFixture[str]):
 
 
 def test_a_json_line(capfd: pytest.CaptureFixture[str]):
-    """One object with the facts as numbers and strings; what the client did not say is null."""
+    """One object of numbers and strings; a missing user agent is null."""
     log = AccessLog("json")
     log.add("192.0.2.1", request(b"POST /a?b HTTP/1.0", b"User-Agent: x/1", b"user-agent: second"), 201, 5, 0.1234567)
     log.add("192.0.2.1", request(), 200, 0, 0)
@@ -126,7 +126,7 @@ def test_a_json_line(capfd: pytest.CaptureFixture[str]):
     assert second["agent"] is None
 
 
-def test_json_escapes_what_a_client_calls_itself(capfd: pytest.CaptureFixture[str]):
+def test_json_escapes_the_user_agent(capfd: pytest.CaptureFixture[str]):
     """Quotes, bytes over 127 and C1 controls stay inside their string, and the line is ASCII."""
     log = AccessLog("json")
     log.add("h", request(b"GET / HTTP/1.1", b'User-Agent: a"b\\\xe9\x9b31m'), 200, 0, 0)
@@ -138,7 +138,7 @@ def test_json_escapes_what_a_client_calls_itself(capfd: pytest.CaptureFixture[st
 
 
 def test_lines_wait_for_the_flush(capfd: pytest.CaptureFixture[str]):
-    """Nothing is written before the turn ends, then all of it in order, once."""
+    """Nothing is written before the turn ends; then all lines are written in order, once."""
     log = AccessLog("text")
     for number in range(3):
         log.add("h", request(), 200 + number, 0, 0)
@@ -149,17 +149,17 @@ def test_lines_wait_for_the_flush(capfd: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_many_lines_do_not_wait(style: str, capfd: pytest.CaptureFixture[str]):
-    """A turn with very many answers does not keep them all in memory."""
+def test_too_many_lines_do_not_wait(style: str, capfd: pytest.CaptureFixture[str]):
+    """A turn with very many responses does not keep all their lines in memory."""
     log = AccessLog(style)
     found = request()
-    for _ in range(access_log.FLUSH_ABOVE + 1):
+    for _ in range(access_log.MAX_LINES + 1):
         log.add("h", found, 200, 0, 0)
-    assert len(capfd.readouterr().out.splitlines()) == access_log.FLUSH_ABOVE + 1
+    assert len(capfd.readouterr().out.splitlines()) == access_log.MAX_LINES + 1
 
 
-def test_the_clock_goes_on(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """The time is kept for a second, not for longer."""
+def test_the_time_is_cached_for_a_second(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """The formatted time changes with the second."""
     log = AccessLog("text")
     for now in 784111777.9, 784111778.0, 784111778.9:
         monkeypatch.setattr(time, "time", lambda now=now: now)
@@ -171,7 +171,7 @@ def test_the_clock_goes_on(capfd: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 def test_a_full_pipe_gets_it_all():
-    """What the pipe does not take at once is written when its reader has read."""
+    """If the pipe does not take everything at once, the rest is written when its reader has read."""
     code = """
 import sys
 import corpus
@@ -191,8 +191,8 @@ log.flush()
 @pytest.mark.parametrize(
     "end", ["os.close(1)", "r, w = os.pipe(); os.dup2(w, 1); os.close(r)", "os.dup2(os.open('/dev/full', 1), 1)"]
 )
-def test_nobody_reads_it(end: str):
-    """Standard output that is closed, broken or full is no reason to fail, and the lines are not kept."""
+def test_a_lost_standard_output_is_ignored(end: str):
+    """The access log does not fail if standard output is closed, broken or full, and drops the lines."""
     code = f"""
 import os, sys
 import corpus

@@ -1,7 +1,8 @@
-"""Trees as the kernel shows them, built in a directory; and the real one, whatever it is here."""
+"""Trees of files as the kernel shows them, built in a directory; and the real one of this machine."""
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 
@@ -13,14 +14,14 @@ V1 = (
     "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
 )
 HYBRID = V1 + "\n41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw"
-# A v1 container that shares its host's cgroup namespace: paths count from the host's root, only our part is mounted.
+# A v1 container that shares the cgroup namespace of its host: paths start at the host's root, but only our part is mounted.
 V1_DOCKER = V1.replace(" / ", " /docker/c0ffee ")
 
 MAX_V1 = str(2**63 - 4096)
 
 
-def tree(tmp_path, mounts, memberships, files):
-    """A root directory with a /proc/self and the given files under /sys/fs/cgroup."""
+def tree(tmp_path: Path, mounts: str, memberships: str, files: dict[str, str]) -> str:
+    """A root directory with a /proc/self, and with these files under /sys/fs/cgroup."""
     files = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
     files |= {"proc/self/mountinfo": f"22 1 0:20 / /proc rw - proc proc rw\n{mounts}\n", "proc/self/cgroup": memberships}
     for name, text in files.items():
@@ -33,15 +34,15 @@ def tree(tmp_path, mounts, memberships, files):
 QUOTAS = [
     ("v2", V2, "0::/", {"cpu.max": "350000 100000\n"}, 3.5),
     ("v2 without a limit", V2, "0::/", {"cpu.max": "max 100000\n"}, None),
-    ("v2, the root has no such file", V2, "0::/", {}, None),
-    ("v2, the parent's is less", V2, "0::/a/b", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "50000 100000"}, 0.5),
-    ("v2, the child's is less", V2, "0::/a/b", {"a/b/cpu.max": "100000 50000", "a/cpu.max": "max 100000"}, 2.0),
-    ("v2, a sibling's is not ours", V2, "0::/a", {"a/cpu.max": "max 100000", "b/cpu.max": "1000 100000"}, None),
+    ("v2, the root cgroup has no such file", V2, "0::/", {}, None),
+    ("v2, the parent's limit is smaller", V2, "0::/a/b", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "50000 100000"}, 0.5),
+    ("v2, the child's limit is smaller", V2, "0::/a/b", {"a/b/cpu.max": "100000 50000", "a/cpu.max": "max 100000"}, 2.0),
+    ("v2, a sibling's limit does not apply", V2, "0::/a", {"a/cpu.max": "max 100000", "b/cpu.max": "1000 100000"}, None),
     ("v2, above the namespace", V2, "0::/../x", {"cpu.max": "200000 100000", "../x/cpu.max": "1000 100000"}, 2.0),
     ("v1", V1, "4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 1.5),
     ("v1 without limit", V1, "4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
     (
-        "v1, the parent's is less",
+        "v1, the parent's limit is smaller",
         V1,
         "4:cpu,cpuacct:/a/b",
         {
@@ -75,28 +76,28 @@ QUOTAS = [
     ),
     ("hybrid, the controller in v2", HYBRID, "1:name=systemd:/x\n0::/b", {"unified/b/cpu.max": "120000 100000"}, 1.2),
     ("nothing mounted", "", "0::/", {}, None),
-    ("nothing legible", V2, "nonsense", {"cpu.max": "x"}, None),
-    ("a strange file", V2, "0::/", {"cpu.max": "\u0663 100000"}, None),
-    ("more than we know of", V2, "0::/", {"cpu.max": "150000 100000 7"}, 1.5),
-    ("a number without end", V2, "0::/", {"cpu.max": "9" * 9999 + " 100000"}, None),
-    ("half a mount", "30 23 - cgroup2 cgroup2 rw", "0::/", {"cpu.max": "150000 100000"}, None),
+    ("unreadable membership", V2, "nonsense", {"cpu.max": "x"}, None),
+    ("digits of another script", V2, "0::/", {"cpu.max": "\u0663 100000"}, None),
+    ("more fields than known", V2, "0::/", {"cpu.max": "150000 100000 7"}, 1.5),
+    ("a huge number", V2, "0::/", {"cpu.max": "9" * 9999 + " 100000"}, None),
+    ("an incomplete mount", "30 23 - cgroup2 cgroup2 rw", "0::/", {"cpu.max": "150000 100000"}, None),
 ]
 
 
 @pytest.mark.parametrize(("mounts", "memberships", "files", "quota"), [pytest.param(*row, id=name) for name, *row in QUOTAS])
-def test_cpu_quota(mounts, memberships, files, quota, tmp_path):
-    """The least of what our cgroup and its ancestors are granted, in either version and in both at once."""
+def test_cpu_quota(mounts: str, memberships: str, files: dict[str, str], quota: float | None, tmp_path: Path):
+    """The smallest quota of our cgroup and its ancestors, in either version and in both at once."""
     assert cgroup.cpu_quota(tree(tmp_path, mounts, memberships, files)) == quota
 
 
 MEMORY = [
     ("v2", V2, "0::/", {"memory.max": "1073741824\n"}, 2**30),
     ("v2 without a limit", V2, "0::/a", {"a/memory.max": "max"}, None),
-    ("v2, the parent's is less", V2, "0::/a/b", {"a/b/memory.max": "2000", "a/memory.max": "1000"}, 1000),
+    ("v2, the parent's limit is smaller", V2, "0::/a/b", {"a/b/memory.max": "2000", "a/memory.max": "1000"}, 1000),
     ("v1", V1, "7:memory:/a", {"memory/a/memory.limit_in_bytes": "536870912"}, 2**29),
     ("v1 without a limit", V1, "7:memory:/a", {"memory/a/memory.limit_in_bytes": MAX_V1}, None),
     (
-        "v1, the parent's is less",
+        "v1, the parent's limit is smaller",
         V1,
         "7:memory:/a",
         {"memory/a/memory.limit_in_bytes": MAX_V1, "memory/memory.limit_in_bytes": "77"},
@@ -108,8 +109,8 @@ MEMORY = [
 
 
 @pytest.mark.parametrize(("mounts", "memberships", "files", "limit"), [pytest.param(*row, id=name) for name, *row in MEMORY])
-def test_memory_limit(mounts, memberships, files, limit, tmp_path):
-    """The least limit in bytes; version 1's huge number is none."""
+def test_memory_limit(mounts: str, memberships: str, files: dict[str, str], limit: int | None, tmp_path: Path):
+    """The smallest limit in bytes; the huge number of version 1 is no limit."""
     assert cgroup.memory_limit(tree(tmp_path, mounts, memberships, files)) == limit
 
 
@@ -123,8 +124,8 @@ KILLS = [
 
 
 @pytest.mark.parametrize(("mounts", "memberships", "files", "kills"), [pytest.param(*row, id=name) for name, *row in KILLS])
-def test_oom_kills(mounts, memberships, files, kills, tmp_path):
-    """The kernel's count of kills in our own cgroup, not in its ancestors; None where it does not say."""
+def test_oom_kills(mounts: str, memberships: str, files: dict[str, str], kills: int | None, tmp_path: Path):
+    """The kernel's count of kills in our own cgroup, not in its ancestors; None if there is no count."""
     assert cgroup.oom_kills(tree(tmp_path, mounts, memberships, files)) == kills
 
 
@@ -139,14 +140,16 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("quota", "memory", "affinity", "workers", "reason"), SIZES)
-def test_size_is_the_least_of_three_and_says_so(quota, memory, affinity, workers, reason, tmp_path, monkeypatch):
-    """`auto` is the quota rounded up, the affinity or the memory, whichever is least, and never 0."""
+def test_size_is_the_smallest_of_three_numbers(
+    quota: str, memory: str, affinity: int, workers: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`auto` is the quota rounded up, the affinity or the memory, whichever is smallest, but at least 1."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
     assert cgroup.size(tree(tmp_path, V2, "0::/", {"cpu.max": quota, "memory.max": memory})) == (workers, reason)
 
 
 def test_the_real_one():
-    """On the machine that runs this test, whatever it is, there is an answer that fits its affinity and quota."""
+    """On the machine that runs this test, the size fits its affinity and quota."""
     workers, reason = cgroup.size()
     assert 1 <= workers <= len(os.sched_getaffinity(0))
     assert workers <= math.ceil(cgroup.cpu_quota() or workers)
@@ -155,11 +158,17 @@ def test_the_real_one():
 
 STAT = "anon 100\nfile 90\ninactive_file {}\nactive_file 5\n"
 ROOMS = [
-    ("nobody says", V2, "0::/", {}, None),
+    ("nothing is known", V2, "0::/", {}, None),
     ("no limit", V2, "0::/", {"memory.max": "max", "memory.current": "5000"}, None),
-    ("a tenth is kept", V2, "0::/", {"memory.max": "10000", "memory.current": "5000"}, 4000),
+    ("a tenth is kept free", V2, "0::/", {"memory.max": "10000", "memory.current": "5000"}, 4000),
     ("too much is used", V2, "0::/", {"memory.max": "10000", "memory.current": "9500"}, -500),
-    ("files", V2, "0::/", {"memory.max": "10000", "memory.current": "9500", "memory.stat": STAT.format(3000)}, 2500),
+    (
+        "inactive page cache is free",
+        V2,
+        "0::/",
+        {"memory.max": "10000", "memory.current": "9500", "memory.stat": STAT.format(3000)},
+        2500,
+    ),
     (
         "the parent has less left",
         V2,
@@ -189,14 +198,14 @@ ROOMS = [
 
 
 @pytest.mark.parametrize(("mounts", "memberships", "files", "room"), [row[1:] for row in ROOMS], ids=[row[0] for row in ROOMS])
-def test_memory_that_is_left(mounts, memberships, files, room, tmp_path):
-    """What the narrowest cgroup has left: without a tenth of its limit, and with cached files that nobody has used lately."""
+def test_memory_that_is_left(mounts: str, memberships: str, files: dict[str, str], room: int | None, tmp_path: Path):
+    """The cgroup with the least left counts: a tenth of its limit is kept free, the inactive page cache counts as free."""
     assert cgroup.memory_room(tree(tmp_path, mounts, memberships, files)) == room
 
 
 @pytest.mark.parametrize(("free", "room"), [(500, 400 << 10), (50, -50 << 10)])
-def test_the_machine_is_a_limit_too(free, room, tmp_path):
-    """Without a cgroup's limit, or with a wider one, it is what the machine has available (proc_meminfo(5), in KiB)."""
+def test_the_machine_is_a_limit_too(free: int, room: int, tmp_path: Path):
+    """Without a limit of a cgroup, or with a wider one, the machine's available memory counts (proc_meminfo(5), in KiB)."""
     root = tree(tmp_path, V2, "0::/", {"memory.max": str(2**40), "memory.current": "0"})
     (tmp_path / "proc" / "meminfo").write_text(f"MemTotal:  1000 kB\nMemFree:  1 kB\nMemAvailable:  {free} kB\n")
     assert cgroup.memory_room(root) == room

@@ -1,4 +1,4 @@
-"""The demo application, called as any WSGI server would call it, under `wsgiref.validate`. No server, no socket."""
+"""The demo application, called like any WSGI application, under `wsgiref.validate`. No server, no socket."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ class Answer:
 
 
 def ask(target: str, method: str = "GET", body: bytes = b"", /, **environ: Any) -> Answer:
-    """Call the application once, as PEP 3333 says, and close what it returned."""
+    """Call the application once, as PEP 3333 requires, and close the iterable that it returns."""
     path, _, query = target.partition("?")
     defaults = {
         "REQUEST_METHOD": method,
@@ -57,13 +57,13 @@ def ask(target: str, method: str = "GET", body: bytes = b"", /, **environ: Any) 
 
 
 def test_hello() -> None:
-    """`/hello` is exactly 13 bytes of plain text, and says so."""
+    """`/hello` is exactly 13 bytes of plain text, with a matching Content-Length."""
     answer = ask("/hello")
     assert answer == Answer("200 OK", {"Content-Type": "text/plain", "Content-Length": "13"}, b"Hello, World!")
 
 
-def test_json_says_who_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`/json` names worker, generation, pid and Python of the process that answers."""
+def test_json_names_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/json` names worker, generation, pid and Python of the responding process."""
     monkeypatch.setenv("EPOLLARD_WORKER_ID", "3")
     monkeypatch.setenv("EPOLLARD_GENERATION", "7")
     answer = ask("/json")
@@ -78,7 +78,7 @@ def test_json_says_who_answered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_welcome_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page shows who answered, escaped, loads nothing from elsewhere, and leaves no placeholder."""
+    """The page shows the responding process, escaped, loads nothing from elsewhere, and has no placeholder left."""
     monkeypatch.setenv("EPOLLARD_WORKER_ID", "<3>")
     monkeypatch.setenv("EPOLLARD_GENERATION", "7")
     answer = ask("/")
@@ -99,7 +99,7 @@ def test_welcome_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_link_of_the_page_is_a_route() -> None:
-    """Whatever the welcome page links to answers 200."""
+    """Every link of the welcome page gets a 200 response."""
     links = re.findall(r'<a href="([^"]+)"', ask("/").body.decode())
     assert len(links) >= 6
     for link in links:
@@ -107,7 +107,7 @@ def test_every_link_of_the_page_is_a_route() -> None:
 
 
 def test_the_icon() -> None:
-    """Browsers ask for it beside every page, also where the page is plain text and names none: it is there, an image."""
+    """Browsers request an icon with every page, even with plain text that names none; the demo has one."""
     answer = ask("/favicon.ico")
     assert (answer.status, answer.headers["Content-Type"]) == ("200 OK", "image/svg+xml")
     assert ElementTree.fromstring(answer.body).tag == "{http://www.w3.org/2000/svg}svg"
@@ -116,7 +116,7 @@ def test_the_icon() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_echo(method: str) -> None:
-    """`/echo` gives back what the application saw, whatever the method."""
+    """`/echo` returns the request as the application saw it, whatever the method."""
     answer = ask("/echo?a=1&b=%20", method, b"x=1", HTTP_X_TOKEN="t", CONTENT_TYPE="text/plain")
     seen = json.loads(answer.body)
     assert (seen["method"], seen["path"], seen["query"], seen["body"]) == (method, "/echo", "a=1&b=%20", "x=1")
@@ -126,13 +126,13 @@ def test_echo(method: str) -> None:
 
 
 def test_echo_loses_no_byte() -> None:
-    """A body that is not UTF-8 comes back whole."""
+    """A body that is not UTF-8 comes back complete."""
     body = bytes(range(256))
     assert json.loads(ask("/echo", "POST", body).body)["body"].encode("utf-8", "surrogateescape") == body
 
 
-def test_echo_is_bounded() -> None:
-    """A body over the bound is a 413, and no more of it is read than one piece beyond the bound."""
+def test_echo_has_a_limit() -> None:
+    """A body over the limit gets a 413 response, and at most one piece beyond the limit is read."""
     body = io.BytesIO(bytes(4 * demo.MAX_ECHO))
     answer = ask("/echo", "POST", CONTENT_LENGTH=str(4 * demo.MAX_ECHO), **{"wsgi.input": body})
     assert answer.status == "413 Content Too Large"
@@ -141,7 +141,7 @@ def test_echo_is_bounded() -> None:
 
 
 def test_sleep() -> None:
-    """`/sleep?ms=` answers no sooner than asked."""
+    """`/sleep?ms=` responds no sooner than requested."""
     start = time.monotonic()
     answer = ask("/sleep?ms=30")
     assert time.monotonic() - start >= 0.03
@@ -150,7 +150,7 @@ def test_sleep() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 65, demo.PIECE - 1, demo.PIECE, demo.PIECE + 1, 3 * demo.PIECE, 3 * demo.PIECE + 7])
 def test_bytes(count: int) -> None:
-    """`/bytes?n=` is exactly so many bytes of the pattern, also across the seams of its pieces."""
+    """`/bytes?n=` is exactly this many bytes of the pattern, also across the seams of its pieces."""
     answer = ask(f"/bytes?n={count}")
     pattern = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     assert answer.headers["Content-Length"] == str(count)
@@ -159,7 +159,7 @@ def test_bytes(count: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 1000])
 def test_stream(count: int) -> None:
-    """`/stream?n=` is so many numbered lines, without a length that would spare the server its framing."""
+    """`/stream?n=` is this many numbered lines, without a Content-Length, so that the server has to frame them."""
     answer = ask(f"/stream?n={count}")
     assert "Content-Length" not in answer.headers
     assert answer.body == b"".join(b"chunk %d\n" % number for number in range(count))
@@ -168,19 +168,19 @@ def test_stream(count: int) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 @pytest.mark.parametrize("size", [0, 1, demo.PIECE, 5 * demo.PIECE + 3])
 def test_upload(method: str, size: int) -> None:
-    """`/upload` answers length and SHA-256 of the body, whatever its size."""
+    """`/upload` returns length and SHA-256 of the body, whatever its size."""
     body = os.urandom(size)
     assert json.loads(ask("/upload", method, body).body) == {"length": size, "sha256": hashlib.sha256(body).hexdigest()}
 
 
-def test_upload_reads_to_the_end_where_the_server_marks_it() -> None:
-    """A body without Content-Length (chunked) is read to its end where `wsgi.input_terminated` is set."""
+def test_upload_reads_to_the_end_if_the_server_marks_it() -> None:
+    """A body without Content-Length (chunked) is read to its end if `wsgi.input_terminated` is set."""
     answer = ask("/upload", "POST", **{"wsgi.input": io.BytesIO(b"abc"), "wsgi.input_terminated": True})
     assert json.loads(answer.body)["length"] == 3
 
 
 def test_upload_reads_no_byte_beyond_content_length() -> None:
-    """Where the server does not end the input, what follows the body (the next request) stays where it is."""
+    """If the server does not end the input itself, the bytes after the body (the next request) are not read."""
     stream = io.BytesIO(b"abcGET / HTTP/1.1")
     answer = ask("/upload", "POST", CONTENT_LENGTH="3", **{"wsgi.input": stream})
     assert json.loads(answer.body)["length"] == 3
@@ -196,7 +196,7 @@ def test_upload_reads_no_byte_beyond_content_length() -> None:
     ],
 )
 def test_bad_numbers(target: str) -> None:
-    """A number that is no plain decimal, or out of bounds, is a 400 that says what would be right."""
+    """A number that is not plain decimal or is out of range gets a 400 response that names the range."""
     answer = ask(target)
     assert answer.status == "400 Bad Request"
     assert b"must be a whole number from 0 to" in answer.body
@@ -204,7 +204,7 @@ def test_bad_numbers(target: str) -> None:
 
 @pytest.mark.parametrize("path", ["/nothing", "/hello/", "//hello", "/HELLO", "/\xc3\xa4", "/<script>", ""])
 def test_unknown_path(path: str) -> None:
-    """Another path is a 404 that does not repeat what was asked."""
+    """An unknown path gets a 404 response that does not repeat it."""
     answer = ask(path, SCRIPT_NAME="" if path else "/mounted")
     assert answer.status == "404 Not Found"
     assert b"script" not in answer.body
@@ -216,7 +216,7 @@ def test_unknown_path(path: str) -> None:
     + [("GET", "/upload", "POST, PUT"), ("DELETE", "/hello", "GET, HEAD")],
 )
 def test_wrong_method(method: str, path: str, allowed: str) -> None:
-    """Another method is a 405 that names the right ones."""
+    """A wrong method gets a 405 response that names the right ones."""
     answer = ask(path, method)
     assert answer.status == "405 Method Not Allowed"
     assert answer.headers["Allow"] == allowed

@@ -1,8 +1,11 @@
-"""Rows of modules written to a directory, and what loading them gives or says; and of what kind applications are."""
+"""Modules in a directory and the result of loading them, or the message; and the interfaces of all kinds of applications."""
 
 import functools
 import select
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +51,7 @@ FILES = {
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, text in FILES.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -83,13 +86,13 @@ LOADED = [
 
 
 @pytest.mark.parametrize(("spec", "module", "name"), LOADED)
-def test_what_a_spec_names_is_what_is_loaded(spec, module, name):
-    """An attribute, a dotted one, what a factory returns, or `app` before `application`, from the current directory."""
+def test_the_named_application_is_loaded(spec: str, module: str, name: str):
+    """An attribute, a dotted one, the result of a factory, or `app` before `application`, from the current directory."""
     assert importer.load(spec) is getattr(sys.modules[module], name)
 
 
 def test_a_lazy_attribute_is_found():
-    """A module's own `__getattr__` (PEP 562) is asked."""
+    """A module's own `__getattr__` (PEP 562) is called."""
     assert importer.load("lazy:app") is print
 
 
@@ -110,8 +113,8 @@ LINES = [
     ),
     ("hello:holder.wsgy", "hello:holder.wsgy: 'holder' has no attribute 'wsgy'; did you mean 'wsgi'?"),
     ("hello:holder.zzz", "hello:holder.zzz: 'holder' has no attribute 'zzz'"),
-    ("empty:app", "empty:app: module 'empty' has no attribute 'app'; it has nothing to call"),
-    ("patched", "patched: it has taken select.epoll away, as gevent and eventlet do: it cannot be served with that"),
+    ("empty:app", "empty:app: module 'empty' has no attribute 'app'; it has no public callable"),
+    ("patched", "patched: importing it has removed select.epoll, as gevent and eventlet do; the server cannot work without it"),
     ("neither", "neither: the module has neither 'app' nor 'application'; it has main, getcwd; write neither:NAME"),
     ("hello:number", "hello:number: number is an int, which is not callable"),
     ("hello:number()", "hello:number(): number() is an int, which is not callable"),
@@ -121,13 +124,13 @@ LINES = [
         "hello:create_app: create_app takes no arguments; did you mean the application it returns, 'hello:create_app()'?",
     ),
     ("factory", "factory: app takes no arguments; did you mean the application it returns, 'factory:app()'?"),
-    ("hello:Holder", "hello:Holder: Holder is a class of other arguments; did you mean its instance, 'hello:Holder()'?"),
+    ("hello:Holder", "hello:Holder: Holder is a class with other arguments; did you mean an instance, 'hello:Holder()'?"),
 ]
 
 
 @pytest.mark.parametrize(("spec", "line"), LINES)
-def test_a_mistyped_name_is_one_line_with_what_is_there(spec, line, tmp_path):
-    """No traceback for a typing error, but what would be right."""
+def test_a_misspelled_name_is_one_line_with_a_suggestion(spec: str, line: str, tmp_path: Path):
+    """A typing error gets no traceback, but the names that exist."""
     with pytest.raises(importer.ApplicationError) as caught:
         importer.load(spec)
     assert str(caught.value) == line.format(here=tmp_path)
@@ -159,8 +162,10 @@ TRACEBACKS = [
 
 
 @pytest.mark.parametrize(("spec", "first", "files", "last"), TRACEBACKS)
-def test_the_applications_own_traceback_comes_last_and_without_our_frames(spec, first, files, last, tmp_path):
-    """One line of ours, then exactly the application's frames, then its error as the last line."""
+def test_the_applications_own_traceback_comes_last_and_without_our_frames(
+    spec: str, first: str, files: list[str], last: str, tmp_path: Path
+):
+    """One line of ours, then exactly the frames of the application, then its error as the last line."""
     with pytest.raises(importer.ApplicationError) as caught:
         importer.load(spec)
     lines = str(caught.value).splitlines()
@@ -171,29 +176,29 @@ def test_the_applications_own_traceback_comes_last_and_without_our_frames(spec, 
 
 
 def test_an_import_error_of_a_name_is_the_applications_own():
-    """`from x import y` that fails shows its traceback, for x is not what was asked for."""
+    """A failing `from x import y` shows its traceback, because x is not the module that was named."""
     with pytest.raises(importer.ApplicationError) as caught:
         importer.load("imports_name:app")
     assert "imports_name.py" in str(caught.value)
     assert str(caught.value).splitlines()[-1].startswith("ImportError: cannot import name 'not_there'")
 
 
-def test_an_interrupt_goes_through(tmp_path):
-    """Ctrl-C during a slow import is no failure of the application."""
+def test_an_interrupt_is_not_caught(tmp_path: Path):
+    """Ctrl-C during a slow import is not a failure of the application."""
     (tmp_path / "slow.py").write_text("raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         importer.load("slow:app")
 
 
-def test_the_current_directory_comes_first_and_once(tmp_path):
-    """The directory is importable ahead of all else, also after the application has moved away; loading twice adds nothing."""
+def test_the_current_directory_comes_first_and_once(tmp_path: Path):
+    """Modules in the current directory win over all others; loading twice does not add it twice."""
     importer.load("hello:app")
     importer.load("second")
     assert sys.path[0] == str(tmp_path)
     assert sys.path.count(str(tmp_path)) == 1
 
 
-# --- What kind of application it is
+# --- Interfaces ---------------------------------------------------------------------------------------------------
 
 
 def wsgi(environ, start_response):
@@ -270,7 +275,7 @@ class AsgiDecorated:
 
 
 class AsgiBySlot:
-    """How a known middleware chooses between versions of ASGI: each instance has a `__call__` of its own."""
+    """A known middleware selects a version of ASGI in this way: each instance has a `__call__` of its own."""
 
     __slots__ = ("__call__",)
 
@@ -278,8 +283,8 @@ class AsgiBySlot:
         self.__call__ = asgi
 
 
-class WsgiAnswer:
-    """Each call of the class is an answer."""
+class WsgiResponse:
+    """Calling the class makes a response."""
 
     def __init__(self, environ, start_response):
         pass
@@ -288,7 +293,7 @@ class WsgiAnswer:
         return iter(())
 
 
-class AsgiAnswer:
+class AsgiResponse:
     def __init__(self, scope, receive, send):
         pass
 
@@ -297,7 +302,7 @@ class AsgiAnswer:
 
 
 class Wrapper:
-    """A WSGI application around something else, whose arguments have other names and a default."""
+    """A WSGI application around another, with one more argument that has a default."""
 
     def __init__(self, app):
         self.app = app
@@ -306,7 +311,7 @@ class Wrapper:
         return self.app(environ, start_response)
 
 
-KINDS = {
+APPLICATIONS = {
     "function": (wsgi, "wsgi"),
     "async function": (asgi, "asgi"),
     "function that returns a coroutine": (returns_a_coroutine, "asgi"),
@@ -324,14 +329,14 @@ KINDS = {
     "async method": (Asgi().method, "asgi"),
     "async class method": (Asgi.of_class, "asgi"),
     "async static method": (Asgi.static, "asgi"),
-    "class": (WsgiAnswer, "wsgi"),
-    "class to await": (AsgiAnswer, "asgi"),
+    "class": (WsgiResponse, "wsgi"),
+    "class to await": (AsgiResponse, "asgi"),
     "partial": (functools.partial(wsgi), "wsgi"),
     "partial of an async function": (functools.partial(asgi_of, "name", option=1), "asgi"),
     "partial of a partial": (functools.partial(functools.partial(asgi_of, option=1), "name"), "asgi"),
     "partial of a coroutine's function": (functools.partial(returns_a_coroutine), "asgi"),
     "partial of an async instance": (functools.partial(Asgi()), "asgi"),
-    "partial of a class to await": (functools.partial(AsgiAnswer), "asgi"),
+    "partial of a class to await": (functools.partial(AsgiResponse), "asgi"),
     "decorated": (decorated(wsgi), "wsgi"),
     "decorated async function": (decorated(asgi), "asgi"),
     "decorated twice": (decorated(decorated(asgi)), "asgi"),
@@ -341,9 +346,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("application", "kind"), KINDS.values(), ids=KINDS)
-def test_what_kind_of_application_it_is(application, kind):
-    """Found by how it can be called, without a call of it."""
+@pytest.mark.parametrize(("application", "kind"), APPLICATIONS.values(), ids=APPLICATIONS)
+def test_the_interface_is_detected(application: Callable[..., Any], kind: str):
+    """The signature decides; the application is not called."""
     assert importer.interface(application) == kind
 
 
@@ -401,6 +406,6 @@ def _django_asgi():
         *((make, "asgi") for make in (_starlette_response, _fastapi, _quart, _django_asgi)),
     ],
 )
-def test_applications_of_frameworks(make, kind):
-    """As their users have them, and in what they are wrapped in."""
+def test_applications_of_frameworks(make: Callable[[], Any], kind: str):
+    """Applications of frameworks, bare and in the usual wrappers."""
     assert importer.interface(make()) == kind

@@ -1,4 +1,4 @@
-"""The server's own voice: one line each, whatever is in it, and silence below the level. By the real descriptor 2."""
+"""The server's own log: one line stays one line, and nothing is written below the level. Through the real descriptor 2."""
 
 import os
 import re
@@ -21,7 +21,7 @@ STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
 def test_a_line(capfd: pytest.CaptureFixture[str]):
-    """When in UTC, how bad, who and which process, then the text."""
+    """The time in UTC, the level, the name of the process and its pid, then the text."""
     log.configure("info", "worker 3")
     log.info("hello")
     assert re.fullmatch(rf"{STAMP} info    worker 3\[{os.getpid()}\]: hello\n", capfd.readouterr().err)
@@ -29,7 +29,7 @@ def test_a_line(capfd: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize(("level", "count"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
 def test_levels(level: str, count: int, capfd: pytest.CaptureFixture[str]):
-    """What is below the level is not written; errors always are."""
+    """Lines below the level are not written; errors always are."""
     log.configure(level, "x")
     for write in log.debug, log.info, log.warning, log.error:
         write(write.__name__)
@@ -38,7 +38,7 @@ def test_levels(level: str, count: int, capfd: pytest.CaptureFixture[str]):
 
 
 def test_every_level_has_a_name():
-    """The names that the configuration takes are the names of the functions."""
+    """The names of the levels are the names of the functions."""
     assert all(callable(getattr(log, name)) for name in log.LEVELS)
     assert sorted(log.LEVELS.values()) == list(log.LEVELS.values())
 
@@ -58,7 +58,7 @@ ESCAPES = [
 
 @pytest.mark.parametrize(("text", "shown"), ESCAPES)
 def test_one_line_stays_one_line(text: str, shown: str, capfd: pytest.CaptureFixture[str]):
-    """What a terminal or a reader of logs would take for structure is shown, not obeyed (CVE-2020-7694)."""
+    """Characters that a terminal or a log reader would interpret are shown as escapes (CVE-2020-7694)."""
     assert log.escape(text) == shown
     log.info(text)
     line = capfd.readouterr().err
@@ -66,8 +66,8 @@ def test_one_line_stays_one_line(text: str, shown: str, capfd: pytest.CaptureFix
     assert len(line.splitlines()) == 1
 
 
-def test_no_control_gets_through():
-    """C0, DEL, C1 and what Unicode calls line ends: nothing of it is left, and what is printable is left alone."""
+def test_no_control_character_is_written():
+    """C0, DEL, C1 and the line ends of Unicode are all escaped; printable characters are left alone."""
     for code in (*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029):
         assert log.escape(f"a{chr(code)}b").isprintable()
     printable = "".join(chr(code) for code in range(0x20, 0x7F))
@@ -75,13 +75,13 @@ def test_no_control_gets_through():
 
 
 def test_surrogates_are_written(capfd: pytest.CaptureFixture[str]):
-    """A name of a file that is no UTF-8 does not silence the line that speaks of it."""
+    """A file name that is not UTF-8 does not suppress the line that contains it."""
     log.info("file \udcff")
     assert capfd.readouterr().err.endswith("file \\udcff\n")
 
 
 def test_an_exception_has_its_traceback(capfd: pytest.CaptureFixture[str]):
-    """One line that says what failed, then the traceback as Python prints it, with its cause."""
+    """One line about the failure, then the traceback as Python prints it, with its cause."""
     try:
         try:
             raise KeyError("first")
@@ -97,9 +97,9 @@ def test_an_exception_has_its_traceback(capfd: pytest.CaptureFixture[str]):
     assert rest[-1] == "    ValueError: second"
 
 
-def test_what_an_exception_says_is_shown(capfd: pytest.CaptureFixture[str]):
-    """It may have several lines, and often quotes what a stranger sent: no control character of that is obeyed, and no line
-    of it stands where those of the log begin."""
+def test_the_message_of_an_exception_is_escaped_and_indented(capfd: pytest.CaptureFixture[str]):
+    """It may have several lines and quote a client: control characters are escaped, and no line of it begins like one of the
+    log."""
     log.exception("failed", ValueError("bad\n\tname\x1b[2J\r\x9b\u2028\n"))
     said = capfd.readouterr().err
     assert said.endswith("    ValueError: bad\n    \tname\\x1b[2J\\x0d\\x9b\\u2028\n    \n")
@@ -109,8 +109,8 @@ def test_what_an_exception_says_is_shown(capfd: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     "end", ["os.close(2)", "r, w = os.pipe(); os.dup2(w, 2); os.close(r)", "os.dup2(os.open('/dev/full', 1), 2)"]
 )
-def test_nobody_listens(end: str):
-    """Standard error that is closed, broken or full is no reason to fail."""
+def test_a_lost_standard_error_is_ignored(end: str):
+    """The log does not fail if standard error is closed, broken or full."""
     code = f"import os; from epollard import log; {end}; log.error('x'); log.exception('y', OSError()); print('alive')"
     path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, stdout=subprocess.PIPE, check=True)
@@ -118,7 +118,7 @@ def test_nobody_listens(end: str):
 
 
 def test_lines_of_many_processes_do_not_mix():
-    """A line is one write, so lines of several processes on one pipe stay whole."""
+    """A line is one write, so the lines of several processes on one pipe stay whole."""
     read, write = os.pipe()
     children = []
     for number in range(4):

@@ -1,4 +1,4 @@
-"""One line on standard output for each answered request, as text or JSON. Lines are kept until the turn of the loop ends."""
+"""One line on standard output for each response, as text or JSON. Lines are collected until the turn of the loop ends."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Final
 from .log import escape
 from .protocol.request import Request
 
-FLUSH_ABOVE: Final = 1000  # lines; a turn never has many more
+MAX_LINES: Final = 1000  # collected; a turn of the loop rarely has more
 
 
 class AccessLog:
@@ -23,12 +23,12 @@ class AccessLog:
     def _add_text(self, host: str, request: Request, code: int, sent: int, seconds: float) -> None:
         """Common Log Format, then the duration in seconds."""
         line = request.line
-        target = line.target  # judged to be visible ASCII without quotes, or escaped here
+        target = line.target  # the parser has made sure that it is visible ASCII
         if '"' in target or "\\" in target:
             target = target.replace("\\", "\\\\").replace('"', '\\"')
         asked = f"{line.method} {target} HTTP/{request.fields.version}"
         self._lines.append(f'{host or "-"} - - [{self._now()}] "{asked}" {code} {sent} {seconds:.6f}\n')
-        if len(self._lines) > FLUSH_ABOVE:
+        if len(self._lines) > MAX_LINES:
             self.flush()
 
     def _add_json(self, host: str, request: Request, code: int, sent: int, seconds: float) -> None:
@@ -47,7 +47,7 @@ class AccessLog:
             "worker": os.getpid(),
         }
         self._lines.append(json.dumps(record, separators=(",", ":")) + "\n")
-        if len(self._lines) > FLUSH_ABOVE:
+        if len(self._lines) > MAX_LINES:
             self.flush()
 
     def _now(self) -> str:
@@ -58,7 +58,7 @@ class AccessLog:
         return self._stamp
 
     def flush(self) -> None:
-        """Write what is kept, in one write(2). Where nobody reads standard output, it is lost."""
+        """Write the collected lines in one write(2). If standard output is closed, broken or full, they are lost."""
         if self._lines:
             text, self._lines = "".join(self._lines), []
             try:

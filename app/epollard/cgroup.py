@@ -1,8 +1,8 @@
-"""What the kernel grants this container: CPU, memory, and its count of kills. Only reads, never guesses, never raises.
+"""The container's limits of CPU and memory, and its count of kills, as the kernel reports them. Only reads, and never raises.
 
-A machine may have cgroup v1, v2, or both at once with the controllers shared out among them, so every hierarchy that may
-limit a thing is asked, from our own cgroup up to the mount point, and the least answer holds: a child may name a bigger limit
-than its parent, but it does not get it. See cgroups(7), the kernel's admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+A machine may have cgroup v1, v2, or both at once with the controllers divided between them. So every hierarchy that may hold a
+limit is read, from our own cgroup up to the mount point, and the smallest limit counts: a child's may be larger than its
+parent's, but the kernel enforces both. See cgroups(7), the kernel's admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 
 import math
@@ -11,26 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-# What one worker is reckoned to need: a Flask or Django process with its libraries and some data stands between 50 and 110 MiB.
+# Expected size of a worker: a Flask or Django process with its libraries and some data takes between 50 and 110 MiB.
 MEMORY_PER_WORKER: Final = 128 * 2**20
 
-# Of a limit: what is kept free when workers are added, for what those that there are may yet want.
+# The share of a limit that is kept free when workers are added, so that the existing ones can grow.
 MEMORY_RESERVE: Final = 0.1
 _V1_MEMORY: Final = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
-# Version 1 has no word for "no limit": it shows the biggest number of whole pages, a little under 2**63.
+# Version 1 has no way to write "no limit": it shows the largest number of whole pages, a little under 2**63.
 _UNLIMITED: Final = 2**62
 
 
 class Sizing(NamedTuple):
-    """How many workers fit, and the sum that says so: `4 workers: quota 3.5 -> 4, affinity 16, memory 8`."""
+    """The number of workers that fit, and the reason, such as `4 workers: quota 3.5 -> 4, affinity 16, memory 8`."""
 
     workers: int
     reason: str
 
 
 def size(root: str = "/") -> Sizing:
-    """The workers that fit into what is granted, at least one. `root` is where `/proc` and `/sys` are found."""
+    """The number of workers that fit into the limits, at least one. `root` is the directory that holds `/proc` and `/sys`."""
     quota = cpu_quota(root)
     memory = memory_limit(root)
     affinity = len(os.sched_getaffinity(0))
@@ -47,7 +47,7 @@ def size(root: str = "/") -> Sizing:
 
 
 def cpu_quota(root: str = "/") -> float | None:
-    """How many CPUs' time may be used, above 0; `None` where there is no limit."""
+    """How many CPUs' worth of time may be used, above 0; `None` if there is no limit."""
     quotas = []
     for directory in _directories("", root):
         quotas.append(_ratio(_words(directory / "cpu.max")))
@@ -57,7 +57,7 @@ def cpu_quota(root: str = "/") -> float | None:
 
 
 def memory_limit(root: str = "/") -> int | None:
-    """How many bytes may be used; `None` where there is no limit."""
+    """How many bytes may be used; `None` if there is no limit."""
     files = [directory / "memory.max" for directory in _directories("", root)]
     files += [directory / "memory.limit_in_bytes" for directory in _directories("memory", root)]
     limits = [limit for file in files for limit in map(_number, _words(file)) if limit is not None and limit < _UNLIMITED]
@@ -65,9 +65,9 @@ def memory_limit(root: str = "/") -> int | None:
 
 
 def memory_room(root: str = "/") -> int | None:
-    """How many bytes may yet be used, a reserve put aside; negative where too much is used; `None` where nobody says.
+    """How many more bytes may be used without touching the reserve; negative if it is touched; `None` if nothing is known.
 
-    Of each cgroup that has a limit, and of the machine, the least. What is cached of files and was not used lately is free.
+    The smallest value of all cgroups that have a limit, and of the machine. The page cache's inactive part counts as free.
     """
     rooms = []
     for controller, names in (("", ("memory.max", "memory.current", "inactive_file")), ("memory", _V1_MEMORY)):
@@ -85,9 +85,9 @@ def memory_room(root: str = "/") -> int | None:
 
 
 def oom_kills(root: str = "/") -> int | None:
-    """How many processes of this cgroup the kernel has killed for memory; `None` where it does not say.
+    """How many processes of this cgroup the kernel has killed for lack of memory; `None` if it does not report this.
 
-    The kernel counts a kill where the victim lived, whichever ancestor's limit was met, so our own cgroup tells.
+    The kernel counts a kill in the victim's cgroup, even if the limit was an ancestor's, so only our own cgroup is read.
     """
     files = [directory / "memory.events" for directory in _directories("", root)][:1]
     files += [directory / "memory.oom_control" for directory in _directories("memory", root)][:1]
@@ -99,14 +99,14 @@ def oom_kills(root: str = "/") -> int | None:
 
 
 def _directories(controller: str, root: str) -> Iterator[Path]:
-    """Our own cgroup's directory, then its ancestors' up to the mount point, in the hierarchy of a v1 controller ("" is v2)."""
+    """The directories of our own cgroup and its ancestors, up to the mount point, for one v1 controller ("" is v2)."""
     own = _path(controller, root)
     mount = _mount(controller, root)
     if own is None or mount is None:
         return
     visible, point = mount
-    # In a container without a cgroup namespace of its own the path counts from the host's root, of which only our
-    # part is mounted. A path outside of what is mounted (or above a namespace: `/..`) leaves the mount point itself.
+    # In a container without a cgroup namespace of its own, the path starts at the host's root, but only our part of the
+    # hierarchy is mounted. If the path is outside of that part (or above the namespace: `/..`), only the mount point is left.
     inside = own.relative_to(visible) if own.is_relative_to(visible) and ".." not in own.parts else PurePosixPath()
     for part in (inside, *inside.parents):
         yield point / part
@@ -122,7 +122,7 @@ def _path(controller: str, root: str) -> PurePosixPath | None:
 
 
 def _mount(controller: str, root: str) -> tuple[PurePosixPath, Path] | None:
-    """What part of the hierarchy is mounted, and where: proc_pid_mountinfo(5), fields 4 and 5."""
+    """Which part of the hierarchy is mounted, and where: proc_pid_mountinfo(5), fields 4 and 5."""
     for line in _lines(Path(root, "proc/self/mountinfo")):
         mount, _, source = line.partition(" - ")
         kind, _, rest = source.partition(" ")
@@ -134,7 +134,7 @@ def _mount(controller: str, root: str) -> tuple[PurePosixPath, Path] | None:
 
 
 def _ratio(words: list[str]) -> float | None:
-    """The first, a quota, over the second, a period; "max" and -1 are no quota."""
+    """The first word, a quota, divided by the second, a period; `None` for the quotas "max" and -1."""
     numerator, denominator = map(_number, [*words, "", ""][:2])
     return numerator / denominator if numerator and denominator else None
 

@@ -1,19 +1,19 @@
-"""What is served when no application is named. Plain WSGI on the standard library: it must never need anything of this server.
+"""The demo, served if no application is named. Plain WSGI on the standard library, it needs nothing of this server.
 
-Routes, all deterministic, so that a load test can check every byte of an answer:
+The routes are deterministic, so that a load test can check every byte of a response:
 
-    GET  /            the welcome page: which worker answered, and how to serve one's own application
+    GET  /            the welcome page: which worker responded, and how to serve an application of your own
     GET  /hello       exactly the 13 bytes "Hello, World!"
-    GET  /json        a greeting, and who answered: worker, generation, pid, Python
-    ANY  /echo        the request as JSON: method, path, query, headers, body (at most 1 MiB, else 413). The body is read as
-                      UTF-8; a byte that is not UTF-8 becomes a lone surrogate (PEP 383), so no byte is lost
-    GET  /sleep?ms=   answers after so many milliseconds (0 to 60,000; 100 where not given)
-    GET  /bytes?n=    so many bytes (0 to 100 MiB; 1024 where not given) of the 64 characters of base64, over and over
-    GET  /stream?n=   so many chunks (0 to 100,000; 10 where not given): the lines "chunk 0", "chunk 1", ...; no Content-Length
-    POST /upload      length and SHA-256 of the body, which is read in pieces and not kept
-    GET  /favicon.ico what browsers ask for beside any of these
+    GET  /json        a greeting, and the responding process: worker, generation, pid, Python
+    ANY  /echo        the request as JSON: method, path, query, headers, body (at most 1 MiB, else 413). The body is decoded
+                      as UTF-8; a byte that is not UTF-8 becomes a lone surrogate (PEP 383), so no byte is lost
+    GET  /sleep?ms=   responds after this many milliseconds (0 to 60,000; default 100)
+    GET  /bytes?n=    this many bytes (0 to 100 MiB; default 1024): the 64 characters of base64, repeated
+    GET  /stream?n=   this many chunks (0 to 100,000; default 10): the lines "chunk 0", "chunk 1", ...; no Content-Length
+    POST /upload      length and SHA-256 of the body, which is read in pieces and dropped
+    GET  /favicon.ico the icon, which browsers request with every page
 
-A query number that is no plain decimal, or out of bounds, is a 400; another path a 404; another method a 405 with `Allow`.
+A number that is not plain decimal or is out of range gets a 400 response, an unknown path 404, a wrong method 405 with `Allow`.
 """
 
 import hashlib
@@ -27,17 +27,17 @@ from itertools import chain, repeat
 from typing import Any, Final
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-PIECE: Final = 64 * 1024  # bytes read or given at a time
+PIECE: Final = 64 * 1024  # bytes read or sent at a time
 MAX_SLEEP: Final = 60_000  # milliseconds
 MAX_BYTES: Final = 100 * 1024 * 1024
 MAX_CHUNKS: Final = 100_000
-MAX_ECHO: Final = 1024 * 1024  # bytes of a body that is given back
+MAX_ECHO: Final = 1024 * 1024  # bytes of a request body in a response
 
 _BLOCK: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/" * (PIECE // 64)
 
 
 class RequestError(Exception):
-    """A request that gets `status` for an answer; the message says why."""
+    """A request that gets an error response with this `status`; the message is the reason."""
 
     def __init__(self, status: str, why: str) -> None:
         super().__init__(why)
@@ -49,14 +49,14 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
     try:
         methods, view = ROUTES[environ["PATH_INFO"]]
     except KeyError:
-        return _text(start_response, "404 Not Found", "There is no such page. The routes are listed at /\n")
+        return _text_response(start_response, "404 Not Found", "There is no such page. The routes are listed at /\n")
     if methods and environ["REQUEST_METHOD"] not in methods:
         allowed = ", ".join(methods)
-        return _text(start_response, "405 Method Not Allowed", f"Only {allowed} here.\n", ("Allow", allowed))
+        return _text_response(start_response, "405 Method Not Allowed", f"Only {allowed} here.\n", ("Allow", allowed))
     try:
         return view(environ, start_response)
     except RequestError as error:
-        return _text(start_response, error.status, f"{error}\n")
+        return _text_response(start_response, error.status, f"{error}\n")
 
 
 def _hello(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -65,7 +65,7 @@ def _hello(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[
 
 
 def _json(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    return _answer(start_response, {"message": "Hello, World!", **_who()})
+    return _json_response(start_response, {"message": "Hello, World!", **_process()})
 
 
 def _icon(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -76,23 +76,23 @@ def _icon(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
 
 def _echo(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     body = bytearray()
-    for piece in _pieces(environ):
+    for piece in _body_pieces(environ):
         body += piece
         if len(body) > MAX_ECHO:
-            raise RequestError("413 Content Too Large", f"At most {MAX_ECHO} bytes are given back. /upload takes more.")
+            raise RequestError("413 Content Too Large", f"At most {MAX_ECHO} bytes are echoed. /upload accepts more.")
     headers = {
         name.removeprefix("HTTP_").replace("_", "-").title(): value
         for name, value in environ.items()
         if name.startswith("HTTP_") or (name in ("CONTENT_TYPE", "CONTENT_LENGTH") and value)
     }
-    return _answer(
+    return _json_response(
         start_response,
         {
             "method": environ["REQUEST_METHOD"],
-            "path": _text_of(environ["PATH_INFO"].encode("latin-1")),
+            "path": _decoded(environ["PATH_INFO"].encode("latin-1")),
             "query": environ.get("QUERY_STRING", ""),
             "headers": headers,
-            "body": _text_of(body),
+            "body": _decoded(body),
         },
     )
 
@@ -100,7 +100,7 @@ def _echo(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
 def _sleep(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     milliseconds = _number(environ, "ms", 100, MAX_SLEEP)
     time.sleep(milliseconds / 1000)
-    return _text(start_response, "200 OK", f"slept {milliseconds} ms\n")
+    return _text_response(start_response, "200 OK", f"slept {milliseconds} ms\n")
 
 
 def _bytes(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -121,15 +121,15 @@ def _stream(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
 def _upload(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     length = 0
     digest = hashlib.sha256()
-    for piece in _pieces(environ):
+    for piece in _body_pieces(environ):
         length += len(piece)
         digest.update(piece)
-    return _answer(start_response, {"length": length, "sha256": digest.hexdigest()})
+    return _json_response(start_response, {"length": length, "sha256": digest.hexdigest()})
 
 
 def _welcome(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     page = _PAGE
-    for name, value in _who().items():
+    for name, value in _process().items():
         page = page.replace(f"[[{name}]]", html.escape(str(value)))
     body = page.encode()
     headers = [
@@ -142,8 +142,8 @@ def _welcome(environ: WSGIEnvironment, start_response: StartResponse) -> Iterabl
     return [body]
 
 
-def _who() -> dict[str, str | int]:
-    """The process that answers. Asked anew each time: an application may be imported before its worker is forked."""
+def _process() -> dict[str, str | int]:
+    """The responding process. Not a constant, because an application may be imported before its worker is forked."""
     return {
         "worker": os.environ.get("EPOLLARD_WORKER_ID", "none"),
         "generation": os.environ.get("EPOLLARD_GENERATION", "none"),
@@ -152,8 +152,8 @@ def _who() -> dict[str, str | int]:
     }
 
 
-def _pieces(environ: WSGIEnvironment) -> Iterator[bytes]:
-    """The request's body. Where the server does not end the input itself, nothing beyond Content-Length is read (PEP 3333)."""
+def _body_pieces(environ: WSGIEnvironment) -> Iterator[bytes]:
+    """The request body in pieces. Unless the server ends the input itself, only Content-Length bytes are read (PEP 3333)."""
     read = environ["wsgi.input"].read
     if environ.get("wsgi.input_terminated"):
         while piece := read(PIECE):
@@ -179,21 +179,21 @@ def _number(environ: WSGIEnvironment, name: str, default: int, most: int) -> int
 
 
 def _decimal(text: str) -> int | None:
-    """`text` as a number where it is 1 to 15 ASCII digits; `int` alone takes signs, spaces, underscores and other scripts."""
+    """The number, if `text` is 1 to 15 ASCII digits; `int` alone also takes signs, spaces, underscores and other scripts."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None
 
 
-def _text_of(data: bytes | bytearray) -> str:
+def _decoded(data: bytes | bytearray) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def _answer(start_response: StartResponse, content: dict[str, Any]) -> Iterable[bytes]:
+def _json_response(start_response: StartResponse, content: dict[str, Any]) -> Iterable[bytes]:
     body = json.dumps(content).encode() + b"\n"
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
 
 
-def _text(start_response: StartResponse, status: str, text: str, *more: tuple[str, str]) -> Iterable[bytes]:
+def _text_response(start_response: StartResponse, status: str, text: str, *more: tuple[str, str]) -> Iterable[bytes]:
     body = text.encode()
     start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *more])
     return [body]
@@ -201,7 +201,7 @@ def _text(start_response: StartResponse, status: str, text: str, *more: tuple[st
 
 _GET: Final = ("GET", "HEAD")
 
-# Path to methods (none named: any is right) and view.
+# For each path, its methods (if empty, any) and its view.
 ROUTES: Final[dict[str, tuple[tuple[str, ...], Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]]]] = {
     "/": (_GET, _welcome),
     "/hello": (_GET, _hello),
@@ -266,7 +266,7 @@ footer { margin-top: 2.5rem; color: var(--soft); font-size: .9rem; }
 <svg viewBox="0 0 32 32" aria-hidden="true"><path d="M16 30V16M16 17L6 6M16 17L12 3M16 17L20 3M16 17L26 6"/></svg>
 <div>
 <h1>epollard is serving</h1>
-<p>One trunk, new shoots: this answer came from the worker below.</p>
+<p>One trunk, new shoots: this page came from the worker below.</p>
 </div>
 </header>
 <dl>
@@ -279,7 +279,7 @@ footer { margin-top: 2.5rem; color: var(--soft); font-size: .9rem; }
 <h2>Serve your own application</h2>
 <p>Name a WSGI callable as <code>module:attribute</code>, or a factory as <code>module:factory()</code>:</p>
 <pre><b>$</b> epollard module:app</pre>
-<p>In a container, a Dockerfile of two lines beside your code:</p>
+<p>In a container, a Dockerfile of two lines next to your code:</p>
 <pre><b>FROM</b> epollard
 <b>COPY</b> . .</pre>
 <pre><b>$</b> docker build -t mine .
@@ -288,14 +288,14 @@ footer { margin-top: 2.5rem; color: var(--soft); font-size: .9rem; }
 <h2>Try the routes of this demo</h2>
 <ul>
 <li><a href="/hello">/hello</a><span>thirteen bytes</span></li>
-<li><a href="/json">/json</a><span>a greeting, and who answered</span></li>
+<li><a href="/json">/json</a><span>a greeting, and the process that responded</span></li>
 <li><a href="/echo?say=hello">/echo?say=hello</a><span>your request, as the application saw it</span></li>
-<li><a href="/sleep?ms=500">/sleep?ms=500</a><span>a slow answer; the others do not wait for it</span></li>
-<li><a href="/bytes?n=4096">/bytes?n=4096</a><span>so many bytes</span></li>
-<li><a href="/stream?n=20">/stream?n=20</a><span>so many chunks, sent as they are made</span></li>
+<li><a href="/sleep?ms=500">/sleep?ms=500</a><span>a slow response; other requests do not wait for it</span></li>
+<li><a href="/bytes?n=4096">/bytes?n=4096</a><span>this many bytes</span></li>
+<li><a href="/stream?n=20">/stream?n=20</a><span>this many chunks, each sent as it is made</span></li>
 <li><code>POST /upload</code><span>length and SHA-256 of what you send</span></li>
 </ul>
-<footer>Reload this page over a new connection and another worker may answer.</footer>
+<footer>Reload this page over a new connection and another worker may respond.</footer>
 </main>
 </body>
 </html>

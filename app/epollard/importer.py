@@ -1,8 +1,8 @@
-"""From `module:attribute` to the application object. Never hides what the application itself had to say about a failure.
+"""From `module:attribute` to the application object. A failure of the application's own code is never hidden.
 
-Two kinds of failure are told apart by where they arose. A name that is not there is our caller's typing error: one line, with
-what is there instead. An exception out of the application's code is the application's own: its traceback, from its first frame
-on, is the last thing in the message.
+There are two kinds of failure, distinguished by where they arise. A name that does not exist is a typing error on the command
+line: the message is one line, which suggests a name that exists. An exception raised in the application's code is its own: the
+message ends with its traceback, which begins with the first frame of its code.
 """
 
 import difflib
@@ -17,26 +17,26 @@ from collections.abc import Callable, Iterable
 from types import FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
-# What `module` alone stands for, in this order; WSGI servers agree on the second, frameworks' tutorials on the first.
+# The names tried for `module` alone, in this order. WSGI servers agree on the second, the tutorials of frameworks on the first.
 DEFAULT_NAMES: Final = ("app", "application")
 
 _TAKES_VARARGS: Final = 0x04  # code.co_flags, see `inspect`
-_SHOWN: Final = 8  # names listed where none is close
+_MAX_LISTED: Final = 8  # names shown if none is similar
 
 
 class ApplicationError(Exception):
-    """The application could not be loaded. As text: one line that says why, then its own traceback if its code had raised."""
+    """The application could not be loaded. The message is one line, then the traceback if the application's code raised."""
 
 
 def load(spec: str) -> Callable[..., Any]:
     """The application that `MODULE`, `MODULE:ATTRIBUTE` or `MODULE:FACTORY()` names; attributes may be dotted.
 
-    The current directory is importable from here on. `ApplicationError` where there is no such thing, where it is not
-    callable, and where importing or making it raises anything (`sys.exit()` included) but `KeyboardInterrupt`.
+    Makes the current directory importable. Raises `ApplicationError` if there is no such object, if it is not callable, and
+    if importing or making it raises anything, `sys.exit()` included, except `KeyboardInterrupt`.
     """
     module_name, _, name = spec.partition(":")
     try:
-        directory = os.getcwd()  # not "", which would go along with a later chdir() of the application
+        directory = os.getcwd()  # not "", which would follow a later chdir() of the application
     except OSError as error:
         raise ApplicationError(f"{spec}: the current directory is gone: {error.strerror}") from None
     if sys.path[:1] != [directory]:
@@ -44,10 +44,10 @@ def load(spec: str) -> Callable[..., Any]:
     module = _import(spec, module_name)
     if not hasattr(select, "epoll"):
         raise ApplicationError(
-            f"{spec}: it has taken select.epoll away, as gevent and eventlet do: it cannot be served with that"
+            f"{spec}: importing it has removed select.epoll, as gevent and eventlet do; the server cannot work without it"
         )
     name = name or _default_name(module)
-    made = f"'{module_name}:{name}()'"
+    called = f"'{module_name}:{name}()'"
     found = _attribute(spec, module, name.removesuffix("()"))
     if not callable(found):
         raise ApplicationError(f"{spec}: {name} is {_article(found)}, which is not callable")
@@ -56,19 +56,19 @@ def load(spec: str) -> Callable[..., Any]:
         if not callable(found):
             raise ApplicationError(f"{spec}: {name} returned {_article(found)}, which is not callable")
     elif isinstance(found, FunctionType) and not (found.__code__.co_argcount or found.__code__.co_flags & _TAKES_VARARGS):
-        # It would load, and then fail every request.
-        raise ApplicationError(f"{spec}: {name} takes no arguments; did you mean the application it returns, {made}?")
-    elif inspect.isclass(found) and not _makes_answers(found):
-        raise ApplicationError(f"{spec}: {name} is a class of other arguments; did you mean its instance, {made}?")
+        # It would load, but then every request would fail.
+        raise ApplicationError(f"{spec}: {name} takes no arguments; did you mean the application it returns, {called}?")
+    elif inspect.isclass(found) and not _callable_as_application(found):
+        raise ApplicationError(f"{spec}: {name} is a class with other arguments; did you mean an instance, {called}?")
     application: Callable[..., Any] = found
     return application
 
 
 def interface(application: Callable[..., Any]) -> str:
-    """`wsgi` or `asgi`: what kind of application that is, by how it can be called.
+    """Detect the interface of an application, `wsgi` or `asgi`, from its signature; it is not called.
 
-    Asynchronous functions and objects are ASGI, as are classes whose instances can be awaited, and whatever takes the three
-    arguments of ASGI and not the two of WSGI; wrappers (`functools.partial`, `functools.wraps`) are looked into.
+    Asynchronous functions and objects are ASGI, and so are classes whose instances can be awaited, and callables that take the
+    three arguments of ASGI but not the two of WSGI. Wrappers (`functools.partial`, `functools.wraps`) are looked through.
     """
     found: Any = application
     while isinstance(found, functools.partial):
@@ -85,8 +85,8 @@ def interface(application: Callable[..., Any]) -> str:
     return "asgi" if _takes(signature, 3) and not _takes(signature, 2) else "wsgi"
 
 
-def _makes_answers(found: type) -> bool:
-    """Whether a class may be called as an application is: with two arguments or three."""
+def _callable_as_application(found: type) -> bool:
+    """Whether a class can be called like an application, with two arguments or three."""
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):
@@ -104,7 +104,7 @@ def _takes(signature: inspect.Signature, count: int) -> bool:
 
 def _import(spec: str, name: str) -> ModuleType:
     try:
-        # Not importlib.import_module(): for the statement's own function Python leaves the import system's frames out.
+        # Not importlib.import_module(): Python omits the frames of the import system only for this function.
         __import__(name)
     except KeyboardInterrupt:
         raise
@@ -149,33 +149,34 @@ def _make(spec: str, factory: Callable[[], object]) -> object:
 
 
 def _failure(line: str, error: BaseException) -> ApplicationError:
-    """`line`, and the traceback of `error` as if our frames had never been."""
+    """The error that consists of `line` and the traceback of `error`, without our own frames."""
     frames = _foreign(error.__traceback__)
-    told = traceback.TracebackException(type(error), error, frames)
-    # Without a frame (a syntax error, a factory that wants arguments) there is nothing for a "Traceback:" to head.
-    text = "".join(told.format() if frames else told.format_exception_only())
+    report = traceback.TracebackException(type(error), error, frames)
+    # Without a frame (a syntax error, a factory that requires arguments), "Traceback:" would be a heading of nothing.
+    text = "".join(report.format() if frames else report.format_exception_only())
     return ApplicationError(f"{line}\n{text.rstrip()}")
 
 
 def _foreign(frames: TracebackType | None) -> TracebackType | None:
-    """The part of a traceback that begins with the first frame that is neither ours nor the import system's."""
+    """The part of a traceback from the first frame on that is neither ours nor the import system's."""
     while frames and frames.tb_frame.f_code.co_filename.startswith((__file__, "<frozen importlib.")):
         frames = frames.tb_next
     return frames
 
 
-def _missing(name: str, told: str) -> str:
-    """What to say of a module that is not there; `told` is Python's own sentence."""
+def _missing(name: str, message: str) -> str:
+    """The message for a module that does not exist; `message` is Python's own."""
     parent, _, last = name.rpartition(".")
     if not parent:
         close = _close(last, (found.name for found in pkgutil.iter_modules([os.getcwd()])))
         return f"no module named '{name}' in {os.getcwd()} or elsewhere on the path" + close
     package = sys.modules.get(parent)
     if package is None:
-        return told
+        return message
     if not hasattr(package, "__path__"):  # `hello.py`, or `hello.app` for `hello:app`
-        return f"{told}; did you mean '{parent}:{last}'?" if last in vars(package) else f"{told}; did you mean '{parent}'?"
-    return told + _close(last, (found.name for found in pkgutil.iter_modules(package.__path__)), parent + ".")
+        guess = f"{parent}:{last}" if last in vars(package) else parent
+        return f"{message}; did you mean '{guess}'?"
+    return message + _close(last, (found.name for found in pkgutil.iter_modules(package.__path__)), parent + ".")
 
 
 def _instead(name: str, owner: object) -> str:
@@ -184,9 +185,11 @@ def _instead(name: str, owner: object) -> str:
 
 
 def _listed(module: ModuleType) -> str:
-    """The public things in `module` that can be called, the last first: what was imported stands at its top."""
+    """The public callables of `module`, the last first, because imported names stand at the top of a module."""
     names = [name for name, value in reversed(vars(module).items()) if name[0] != "_" and callable(value)]
-    return f"; it has {', '.join(names[:_SHOWN])}{', ...' * (len(names) > _SHOWN)}" if names else "; it has nothing to call"
+    if not names:
+        return "; it has no public callable"
+    return f"; it has {', '.join(names[:_MAX_LISTED])}{', ...' * (len(names) > _MAX_LISTED)}"
 
 
 def _close(name: str, names: Iterable[str], prefix: str = "") -> str:

@@ -1,7 +1,7 @@
-"""Lines for a person to read, on standard error. Never raises, never blocks a caller on a lock, imports nothing of ours.
+"""The server's own log: lines for people, on standard error. Never raises, never takes a lock, imports nothing of ours.
 
-The standard `logging` module is left to applications: a `dictConfig` there may disable loggers that it did not
-create, and the server's own voice must not go with them. A line is one `write`, so processes do not mix their lines.
+The standard `logging` module is left to applications: their `dictConfig` may disable loggers that it did not create, and that
+must not silence the server. Each line is one `write`, so the lines of several processes do not mix.
 """
 
 import os
@@ -14,20 +14,20 @@ LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _threshold = LEVELS["info"]
 _name = "epollard"
 
-# What a terminal or a log reader would take for structure. A line may carry what a stranger sent.
+# Characters that a terminal or a log reader would interpret. A line may contain text that a client has sent.
 _ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
 _IN_BLOCKS: Final = {code: shown for code, shown in _ESCAPES.items() if chr(code) not in "\t\n"}
 
 
 def configure(level: str, name: str) -> None:
-    """Set the least level that is written (a key of `LEVELS`) and who speaks (`supervisor`, `worker 3`)."""
+    """Set the lowest level that is written (a key of `LEVELS`) and the name of this process (`supervisor`, `worker 3`)."""
     global _threshold, _name
     _threshold = LEVELS[level]
     _name = name
 
 
 def escape(text: str) -> str:
-    """Return `text` with every control character written as an escape, so that one line stays one line."""
+    """Write every control character in `text` as an escape, so that one line stays one line."""
     return text if text.isprintable() else text.translate(_ESCAPES)
 
 
@@ -51,18 +51,18 @@ def error(text: str) -> None:
 
 
 def block(text: str, lines: str) -> None:
-    """One line, then a block of them, in one write."""
+    """Write one line and then a block of lines, all at once."""
     _write("info", text, lines)
 
 
 def exception(text: str, error: BaseException) -> None:
-    """One line that says what failed, then the traceback, in one write."""
+    """Write one line about the failure and then the traceback, all at once."""
     _write("error", text, "".join(traceback.format_exception(error)))
 
 
 def _write(level: str, text: str, block: str = "") -> None:
     if block:
-        # Indented, or what a stranger sent, in an exception's message, could pass for lines of ours.
+        # Indented, because an exception's message may quote a client, and must not be able to imitate a line of the log.
         block = "    " + block.translate(_IN_BLOCKS).removesuffix("\n").replace("\n", "\n    ") + "\n"
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
@@ -70,4 +70,4 @@ def _write(level: str, text: str, block: str = "") -> None:
     try:
         os.write(2, line.encode("utf-8", "backslashreplace"))
     except OSError:
-        pass  # nobody listens: there is no better place to say so
+        pass  # standard error is closed, broken or full: there is no better place to report that
