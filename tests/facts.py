@@ -21,7 +21,7 @@ def slot(index: int, kind: str) -> Slot:
         if kind != "booting":
             process.ready_since = NOW - 50
             record[STATE] = READY
-        process.leaving = kind == "draining"
+        process.retiring = kind == "draining"
         if kind == "stuck":
             made.stuck_at = NOW - 1
         made.processes.append(process)

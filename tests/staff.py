@@ -1,4 +1,4 @@
-"""Workers that a pool only believes to have, and the configuration of a server that is not there."""
+"""Worker processes that exist only in a pool's books, and a configuration made of command-line words."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ def settings(*words: str) -> Config:
 
 
 def hire(pool: Pool, slot: Slot, now: float, *, pid: int = PID, generation: int = 1, state: int = READY) -> Process:
-    """A worker of that slot, started `now`, as the pool would know it."""
+    """A worker in that slot, started `now`, as the pool would know it."""
     record = pool._scoreboard.claim()
     record[STATE] = state
     record[HEARTBEAT] = int(now * 1e9)

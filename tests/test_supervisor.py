@@ -1,4 +1,4 @@
-"""What the supervisor decides where a real server would need minutes, or a kernel in distress, to be brought to it."""
+"""The supervisor, in situations that a real server would reach only after minutes, or on a kernel in distress."""
 
 import errno
 import itertools
@@ -44,14 +44,14 @@ def started(clock, monkeypatch):
 
 
 def process(of, at=0):
-    """A worker of that slot, as the supervisor would know it."""
-    return hire(of._pool, of._listeners.slots[at], of._now, pid=PID + at, generation=of._generation)
+    """A worker in that slot, as the supervisor would know it."""
+    return hire(of._pool, of._listeners.slots[at], of._now, pid=PID + at, generation=of._rollout.generation)
 
 
 def test_a_process_that_cannot_be_forked_is_tried_again(started, clock, monkeypatch, capfd):
-    """A limit on processes is waited out, ever more patiently, and the server goes on."""
+    """A limit on processes is waited out, ever more patiently, and the server carries on."""
     of = started("--workers", "1")
-    of._pool.proven = 1
+    of._rollout.proven = 1
     attempts = []
 
     def fork():
@@ -60,15 +60,15 @@ def test_a_process_that_cannot_be_forked_is_tried_again(started, clock, monkeypa
 
     monkeypatch.setattr(os, "fork", fork)
     for _ in range(100):
-        of._step()
+        of._reconcile()
         clock.now += 0.5
     waits = [later - earlier for earlier, later in itertools.pairwise(attempts)]
     assert waits == [0.5, 0.5, 1, 2, 4, 8, 10, 10, 10]
-    assert "worker 0 cannot be started: [Errno 11] Resource temporarily unavailable" in capfd.readouterr().err
+    assert "cannot start worker 0: [Errno 11] Resource temporarily unavailable" in capfd.readouterr().err
 
 
 def test_a_server_that_can_never_fork_ends(started, clock, monkeypatch):
-    """Three attempts; then who started us should hear of it, by status 1, and nobody looks at listeners that are closed."""
+    """After three attempts the exit status is 1, and closed listeners are not touched again."""
     of = started("--workers", "2", "--bind", "127.0.0.1:0")
     of._listeners.bind(of._config, 2, [])
     attempts = []
@@ -79,7 +79,7 @@ def test_a_server_that_can_never_fork_ends(started, clock, monkeypatch):
 
     monkeypatch.setattr(os, "fork", fork)
     for _ in range(10):
-        of._step()
+        of._reconcile()
         clock.now += 0.5
     assert of._stopping == supervisor.QUICK
     assert of._status == 1
@@ -87,28 +87,28 @@ def test_a_server_that_can_never_fork_ends(started, clock, monkeypatch):
 
 
 def test_no_free_record_is_no_crash(started, clock, monkeypatch, capfd):
-    """So many workers that drain that there is no record for another one: it has to wait."""
+    """If so many workers drain that there is no record for another one, it has to wait."""
     of = started("--workers", "1")
-    of._pool.proven = 1
+    of._rollout.proven = 1
     monkeypatch.setattr(of._pool._scoreboard, "capacity", 0)
-    of._step()
-    assert "worker 0 cannot be started: all 0 records of the scoreboard are taken" in capfd.readouterr().err
+    of._reconcile()
+    assert "cannot start worker 0: all 0 records of the scoreboard are taken" in capfd.readouterr().err
 
 
-def test_a_reload_ends_a_series_of_early_deaths(started, clock):
-    """Mended code is not made to wait for what the broken code has done."""
+def test_a_reload_ends_a_series_of_early_exits(started, clock):
+    """Mended code does not wait because of what the broken code has done."""
     of = started("--workers", "1")
-    of._pool.proven = 1
+    of._rollout.proven = 1
     for _ in range(5):
-        of._failed(of._listeners.slots[0])
+        of._rollout.on_failure(of._listeners.slots[0], of._now)
     assert of._listeners.slots[0].next_attempt > of._now
     of.reload("test")
     assert of._listeners.slots[0].failures == 0
     assert of._listeners.slots[0].next_attempt <= of._now
 
 
-def test_a_listener_that_cannot_be_had_is_no_worker_more(started, clock, sent, capfd):
-    """TTIN where descriptors have run out: it says so, once, and goes on with the workers it has."""
+def test_a_listener_that_cannot_be_opened_is_no_crash(started, clock, sent, capfd):
+    """TTIN when there are no descriptors left: there is one log line, and the server carries on with the workers it has."""
     of = started("--workers", "1")
     process(of)
     joined: list[Any] = []
@@ -126,42 +126,42 @@ def test_a_listener_that_cannot_be_had_is_no_worker_more(started, clock, sent, c
     of._listeners.groups = [Group(), Group()]
     of._workers = 2
     for _ in range(3):
-        of._step()
+        of._reconcile()
     assert capfd.readouterr().err.count("cannot add a worker: another listener could not be opened: Too many open files") == 1
     assert len(of._listeners.slots) == of._workers == 1
     assert joined[0].fileno() == -1  # closed
 
 
 @pytest.fixture
-def elastic(started, clock, sent, monkeypatch):
-    """A supervisor of one to two workers, and the one that goes because the load fell."""
+def scaled_down(started, clock, sent, monkeypatch):
+    """A supervisor of one to two workers, and the worker that retires because the load fell."""
     of = started("--workers", "2", "--graceful-timeout", "30", "--stuck-timeout", "2h")
-    of._pool.proven = 1
+    of._rollout.proven = 1
     process(of)
     going = process(of, 1)
-    of._elastic = SimpleNamespace(next_look=0.0, look=lambda *_: (1, ""))
+    of._autoscaler = SimpleNamespace(due_at=0.0, decide=lambda *_: (1, ""))
     monkeypatch.setattr(cgroup, "memory_room", lambda: 2**30)
     for _ in range(4):
-        of._step()
+        of._reconcile()
         clock.now += 1
     assert sent == [(PID + 1, signal.SIGTERM)]
     return of, going
 
 
-def test_who_goes_because_the_load_fell_is_not_hurried(elastic, clock, sent):
-    """Nobody waits for its end: what it has begun may take an hour."""
-    of, going = elastic
+def test_a_worker_that_retires_because_the_load_fell_is_not_hurried(scaled_down, clock, sent):
+    """Its end is not urgent: its requests may take an hour."""
+    of, going = scaled_down
     for _ in range(3600 // 2):
-        of._step()
+        of._reconcile()
         clock.now += 2
     assert going.deadline == math.inf
     assert len(sent) == 1
 
 
 @pytest.mark.parametrize("by", ["memory", "reload", "scale", "stop"])
-def test_who_lingers_is_hurried_when_somebody_waits(elastic, clock, monkeypatch, by):
-    """Memory that is short, a reload, another number by command, a stop: from then on it has the graceful timeout."""
-    of, going = elastic
+def test_a_lingering_worker_is_hurried_when_its_end_is_urgent(scaled_down, clock, monkeypatch, by):
+    """If memory is short, or by a reload, another number of workers, or a stop: from then on it has the graceful timeout."""
+    of, going = scaled_down
     if by == "memory":
         monkeypatch.setattr(cgroup, "memory_room", lambda: -1)
         of._tick()
@@ -174,27 +174,27 @@ def test_who_lingers_is_hurried_when_somebody_waits(elastic, clock, monkeypatch,
     assert going.deadline == of._now + 30
 
 
-def test_an_order_hurries_who_is_about_to_be_asked_to_go(started, clock, sent):
-    """In the second before, in which handshakes end, as much as after it."""
+def test_a_command_hurries_a_worker_that_is_about_to_be_asked_to_exit(started, clock, sent):
+    """In the second before that, in which handshakes end, as much as after it."""
     of = started("--workers", "2", "--graceful-timeout", "30")
     going = (process(of), process(of, 1))[1]
-    of._elastic = SimpleNamespace(next_look=0.0, look=lambda *_: (1, ""))
-    of._step()
+    of._autoscaler = SimpleNamespace(due_at=0.0, decide=lambda *_: (1, ""))
+    of._reconcile()
     assert of._listeners.retiring == [going.slot]
     of.scale(1, 1, "test")
     clock.now += 2
-    of._step()
+    of._reconcile()
     assert sent == [(PID + 1, signal.SIGTERM)]
     assert going.deadline == of._now + 30
 
 
-def test_who_goes_because_it_was_told_to_has_a_deadline(started, clock, sent):
-    """TTOU is an order, and somebody may wait for it to be carried out."""
+def test_a_worker_that_retires_by_command_has_a_deadline(started, clock, sent):
+    """TTOU is a command, whose sender may wait for it to be carried out."""
     of = started("--workers", "2", "--graceful-timeout", "30")
     process(of)
     going = process(of, 1)
     of._obey(signal.SIGTTOU, set())
     while not sent:
-        of._step()
+        of._reconcile()
         clock.now += 1
     assert going.deadline == of._now + 30

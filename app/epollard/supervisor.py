@@ -1,8 +1,9 @@
-"""The supervisor compares what is wanted of the workers with what is there, and does what is next. Imports no application.
+"""The supervisor compares the desired state of the workers with the actual one and takes the next step. Runs no application.
 
-There is a *wish* (how many workers, which generation of them, stopping or not) and there is the *fact* (slots and their
-processes). A signal changes the wish. `_step` reads the facts, compares, and does what is next; it runs after every turn of the
-loop, may run at any time, and does nothing where there is nothing to do. It starts no thread.
+The *desired* state is how many workers there are to be, of which generation, and whether the server is stopping. The *actual*
+state is the slots and their processes. A signal or a command changes the desired state. `_reconcile` compares the two and takes
+the next step; it runs after every turn of the loop, may run at any time, and does nothing if there is nothing to do. There is
+one thread.
 """
 
 import dataclasses
@@ -25,21 +26,20 @@ from .supervision import status
 from .supervision.autoscaler import Autoscaler
 from .supervision.listeners import HANDSHAKE, Listeners
 from .supervision.pool import Pool, print_report
-from .supervision.recycling import next_worn, too_heavy
+from .supervision.recycling import due_for_recycling, over_memory_limit
+from .supervision.rollout import Exit, Rollout, Verdict
 from .supervision.slots import Process, Slot
 from .supervision.upgrade import Handover, HandoverError, Role, Upgrade
 from .worker import Worker
 
-# If no worker has ever been ready, so many tries in one slot are enough: who started us should hear of it.
-ATTEMPTS: Final = 3
-# A quick stop gives each worker this many seconds; half of the least that init systems give us.
+# Seconds that each worker has in a quick stop: half of the least that init systems give us.
 QUICK_GRACE: Final = 2.0
-# Seconds between two looks for handshakes under way, when we stop.
-ARRIVAL: Final = 0.05
-# Seconds that a successor which does not end has beyond its own deadlines.
-LAST_GRACE: Final = 5.0
+# Seconds between two checks for handshakes in progress, when we stop.
+HANDSHAKE_INTERVAL: Final = 0.05
+# Seconds that a successor has beyond its own deadlines before it is killed.
+SUCCESSOR_GRACE: Final = 5.0
 
-# What cannot change while the listeners are there: a successor can change it.
+# Options that cannot change while the listeners are open: a successor can change them.
 FIXED: Final = ("bind", "backlog", "tcp", "steer", "admin", "chdir")
 
 NO, GRACEFUL, QUICK = range(3)  # is the server stopping?
@@ -52,48 +52,47 @@ _SIGNALS: Final = (
 
 
 class Supervisor:
-    """Serve as `config` says: `run` is all there is to it."""
+    """Serves as `config` says. `run` does all of it."""
 
     def __init__(self, config: Config, reread: Callable[[], Config], start: str) -> None:
         self._config = config
-        self._reread = reread  # the configuration as it is now; `ConfigError`
+        self._reread = reread  # reads the configuration again; `ConfigError`
         self._loop = Loop()
         self._upgrade = Upgrade(self._loop, start, self._obey)
-        # The wish.
+        # The desired state.
         self._workers = config.workers
-        self._elastic = Autoscaler(config.workers, config.most_workers) if config.most_workers > config.workers else None
-        self._generation = 1
-        self._configs = {1: config}  # of generations that may yet be needed
+        self._autoscaler = Autoscaler(config.workers, config.most_workers) if config.most_workers > config.workers else None
+        self._rollout = Rollout()
+        self._configs = {1: config}  # of the generations that may still be needed
         self._stopping = NO
-        self._drains_at = math.inf  # when the stop is to begin, where that has been put off
+        self._drains_at = math.inf  # when the stop begins, if it has been delayed
         self._closes_at = math.inf  # when the listeners are closed, at the latest
-        self._heard: set[int] = set()  # signals that want an end
-        # The fact.
-        self._leads = True  # no predecessor does
+        self._obeyed: set[int] = set()  # signals to stop that have been acted upon
+        # The actual state.
+        self._leads = True  # there is no predecessor that still does
         self._listeners = Listeners(self._loop)
         self._pool = Pool(self._loop)
-        # What is to be remembered.
-        self._generations = 1
-        self._announced = (0, 0)
+        # The history.
+        self._announced = (0, 0)  # the generation, and the number of its workers, that the log last called ready
         self._status = exits.OK
-        self._stopped = False  # and has said so
-        self._last_words = b""
+        self._stopped = False  # and the log says so
+        self._load_error = b""  # why the application cannot be loaded
         self._management = Management(self._loop, self)
         self._loop.on_tick = self._tick
         self._now = time.monotonic()
         self._wake_at = math.inf
 
     def run(self) -> int | Worker:
-        """Serve until told to stop; return the exit status. In each forked child return its worker, which is then to be run."""
+        """Serve until asked to stop; return the exit status. In each forked child, return its worker, to be run then."""
         self._watch()
         config = self._config
         log.info(config.workers_reason)
         try:
             if self._upgrade.inherit():
                 self._leads = False
-                self._workers, self._elastic = self._upgrade.handover.slots, None  # until we lead
-                self._generation = self._generations = self._upgrade.handover.generation + 1
-                self._configs = {self._generation: config}
+                self._workers, self._autoscaler = self._upgrade.handover.slots, None  # until we lead
+                self._rollout = Rollout(self._upgrade.handover.generation + 1, successor=True)
+                self._configs = {self._rollout.generation: config}
             self._listeners.bind(config, self._workers, self._upgrade.handover.listeners)
         except (HandoverError, sockets.BindError) as error:
             log.error(str(error))
@@ -106,55 +105,55 @@ class Supervisor:
             self._management.start()
         self._upgrade.report_started()
         while True:
-            worker = self._step()
+            worker = self._reconcile()
             if worker is not None:
                 return worker
             if self._stopping and not self._pool.processes:
-                self._say_stopped()
+                self._log_stopped()
                 if not self._upgrade.must_wait:
                     return self._end()
             self._loop.turn(self._wake_at - time.monotonic())
 
-    def _say_stopped(self) -> None:
+    def _log_stopped(self) -> None:
         if not self._stopped:
             self._stopped = True
             accepted, answered, aborted = (self._pool.past[column] for column in (ACCEPTED, REQUESTS, ABORTED))
             log.info(f"stopped: {accepted} connections accepted, {answered} requests answered, {aborted} cut short")
 
     def _end(self) -> int:
-        # The interpreter's end takes our handlers away, and one TERM more would make a violent death of it.
+        # When the interpreter ends it removes our handlers, and another TERM would then kill us.
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         if not self._upgrade.handed_over:
             self._listeners.unlink()
         self._management.close()
-        if self._last_words:
+        if self._load_error:
             log.error("the application could not be loaded:")
-            print_report(self._last_words)  # and nothing after it
+            print_report(self._load_error)  # and nothing after it
         return self._upgrade.end(self._status)
 
-    # Signals change the wish.
+    # Signals change the desired state.
 
     def _watch(self) -> None:
         self._signals = Signals(self._loop, _SIGNALS, self._on_signal)
-        # In C, so that it works when nothing else does; workers inherit both. `chain` lets us hear of it too.
+        # In C, so that it works when nothing else does; workers inherit both. `chain` calls our handler as well.
         faulthandler.enable(file=2)
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=True)
 
     def _on_signal(self, number: int) -> None:
         self._upgrade.pass_on(number)
-        self._obey(number, self._heard)
+        self._obey(number, self._obeyed)
 
-    def _obey(self, number: int, heard: set[int]) -> None:
-        """Do as a signal says. `heard` is what its sender has said before: the same TERM may come from two (upgrade.py)."""
+    def _obey(self, number: int, obeyed: set[int]) -> None:
+        """Act upon a signal. `obeyed` are its sender's earlier ones: the same TERM may come from two senders (upgrade.py)."""
         if number in _STOPS:
             name = signal.Signals(number).name
-            if number == signal.SIGTERM and number not in heard:
+            if number == signal.SIGTERM and number not in obeyed:
                 self.drain(name)
-            elif self._stopping < QUICK:  # a second TERM is one that lost its patience
+            elif self._stopping < QUICK:  # also by a second TERM, whose sender has lost patience
                 self._stop(QUICK, f"{name}: ")
-            heard.add(number)
-        elif self._going:
+            obeyed.add(number)
+        elif self._ending:
             return
         elif number == signal.SIGHUP:
             self.reload("SIGHUP")
@@ -163,29 +162,28 @@ class Supervisor:
         elif number == signal.SIGTTOU:
             self.scale(self._workers - 1, self._workers - 1, "SIGTTOU")
         elif number == signal.SIGUSR1:
-            log.info("SIGUSR1: the supervisor's stack stands above, those of its workers follow")
+            log.info("SIGUSR1: the supervisor's stack is above, those of its workers follow")
             self._pool.dump()
         elif number == signal.SIGUSR2:
             self.upgrade("SIGUSR2")
 
-    # The wish, for signals and commands alike; `why` is theirs. Each of them may be called at any time.
-    # What they return is why not, where it cannot be.
+    # The desired state, for signals and commands alike: `why` names the one that changes it. Each of these methods may be
+    # called at any time, and returns why nothing is changed, or "".
 
     def scale(self, least: int, most: int, why: str) -> str:
-        """Want so many workers, at least one; within these bounds as many as they are busy."""
+        """Have `least` to `most` workers, at least one: within these bounds, as many as their load requires."""
         if busy := self._upgrade.under_way:
             log.warning(f"{why}: {busy}; ignored")
             return busy
         least, most = min(max(least, 1), MAX_WORKERS), min(max(most, 1), MAX_WORKERS)
-        was, self._elastic = self._elastic, Autoscaler(least, most) if most > least else None
+        before, self._autoscaler = self._autoscaler, Autoscaler(least, most) if most > least else None
         self._workers = min(max(self._workers, least), most)
-        wanted = self._elastic or f"{self._workers}"
-        log.info(f"{why}: {wanted} workers wanted" + (f"; no longer {was}" if was else ""))
+        log.info(f"{why}: scaling to {_count(self._autoscaler or self._workers)}" + (f", no longer {before}" if before else ""))
         self._hurry(why)
         return ""
 
     def reload(self, why: str) -> str:
-        """Want all workers replaced by ones that import the application anew."""
+        """Replace all workers by ones that import the application anew."""
         if busy := self._upgrade.under_way or self._unproven:
             log.warning(f"{why}: {busy}; ignored")
             return busy
@@ -196,23 +194,19 @@ class Supervisor:
             return f"nothing is reloaded: {error}"
         fixed = {key: getattr(self._config, key) for key in FIXED if getattr(config, key) != getattr(self._config, key)}
         for key in fixed:
-            log.warning(f"{why}: {flag(key)} has changed; that takes an upgrade (SIGUSR2)")
+            log.warning(f"{why}: {flag(key)} has changed, which needs an upgrade (SIGUSR2)")
         if (config.workers, config.most_workers) != (self._config.workers, self._config.most_workers):
             self.scale(config.workers, config.most_workers, why)
-        self._generations += 1
-        self._generation = self._generations
-        self._configs = {number: old for number, old in self._configs.items() if number >= self._pool.proven}
-        self._config = self._configs[self._generation] = dataclasses.replace(config, **fixed)
+        generation = self._rollout.begin(self._listeners.slots)
+        self._configs = {number: old for number, old in self._configs.items() if number >= self._rollout.proven}
+        self._config = self._configs[generation] = dataclasses.replace(config, **fixed)
         log.configure(self._config.log_level, "supervisor")
-        for slot in self._listeners.slots:
-            slot.failures = 0  # of the old code
-            slot.next_attempt = 0.0
-        log.info(f"{why}: replacing all workers by generation {self._generation}")
+        log.info(f"{why}: replacing all workers by generation {generation}")
         self._hurry(why)
         return ""
 
     def upgrade(self, why: str) -> str:
-        """Want another supervisor in our place, from the code on disk."""
+        """Have a new supervisor take our place, started from the code on disk."""
         if busy := self._upgrade.under_way or self._unproven:
             log.warning(f"{why}: {busy}; ignored")
             return busy
@@ -222,44 +216,44 @@ class Supervisor:
 
     @property
     def _unproven(self) -> str:
-        return "" if self._pool.proven else "no worker has been ready yet"
+        return "" if self._rollout.proven else "no worker has been ready yet"
 
     def drain(self, why: str) -> None:
-        """Want everything to end, once what has begun is finished; after `--drain-delay`, during which all goes on."""
-        if self._going:
+        """Finish the requests in flight, then stop. Until `--drain-delay` is over, everything goes on as usual."""
+        if self._ending:
             return
         delay = self._config.drain_delay
         if delay and self._leads:
-            self._upgrade.stop(signal.SIGTERM, self._now + self._config.graceful_timeout + LAST_GRACE)
-            log.info(f"{why}: not ready any more; serves on for {delay:g} s, then drains")
+            self._upgrade.stop(signal.SIGTERM, self._now + self._config.graceful_timeout + SUCCESSOR_GRACE)
+            log.info(f"{why}: /readyz fails from now on; draining begins in {delay:g} s")
             self._drains_at = time.monotonic() + delay
         else:
             self._stop(GRACEFUL, f"{why}: ")
 
     @property
-    def _going(self) -> str:
-        """What is said of a server that is about to end."""
+    def _ending(self) -> str:
+        """How the server is about to end, "" if it is not."""
         return "stopping" if self._stopping else "draining" if self._drains_at < math.inf else ""
 
     def _stop(self, level: int, why: str) -> None:
         self._stopping = level
         if level == GRACEFUL:
             grace = self._config.graceful_timeout
-            log.info(f"{why}stopping; what has begun may finish within {grace:g} s")
-            self._upgrade.stop(signal.SIGTERM, self._now + grace + LAST_GRACE)
+            log.info(f"{why}shutting down; in-flight requests have {grace:g} s to finish")
+            self._upgrade.stop(signal.SIGTERM, self._now + grace + SUCCESSOR_GRACE)
             # Longer than `syn_filter.SYN_DROP_TIME`: a client that has connected and sent nothing is handed to us after a
             # second, and no other listener will be left for it.
             self._closes_at = time.monotonic() + HANDSHAKE
             if not self._upgrade.shared:
                 self._listeners.refuse_handshakes()
         else:
-            log.info(f"{why}stopping at once")
-            self._upgrade.stop(signal.SIGQUIT, self._now + QUICK_GRACE + LAST_GRACE)
+            log.info(f"{why}shutting down at once")
+            self._upgrade.stop(signal.SIGQUIT, self._now + QUICK_GRACE + SUCCESSOR_GRACE)
         if level == QUICK or not self._handshakes_in_progress():
             self._close()
 
     def _close(self) -> None:
-        """Close all listeners and ask all workers to go."""
+        """Close all listeners and ask all workers to exit."""
         self._closes_at = math.inf
         if self._stopping == GRACEFUL:
             self._listeners.lend_unserved()
@@ -268,13 +262,13 @@ class Supervisor:
             self._retire(process)
 
     def facts(self) -> status.Facts:
-        """What there is to tell."""
+        """The actual state, for the pages of the management listener and for the autoscaler."""
         return status.Facts(
             now=time.monotonic(),
-            ending=self._going,
+            ending=self._ending,
             desired=self._workers,
             known=self._announced[1],
-            generation=self._generation,
+            generation=self._rollout.generation,
             slots=self._listeners.slots,
             processes=tuple(self._pool.processes.values()),
             past=self._pool.past,
@@ -282,48 +276,58 @@ class Supervisor:
 
     # The next step.
 
-    def _step(self) -> Worker | None:
-        """Do what the facts and the wish call for. In a forked child: its worker."""
+    def _reconcile(self) -> Worker | None:
+        """Take the step from the actual towards the desired state. Returns, in a forked child, its worker."""
         self._now = time.monotonic()
         self._wake_at = math.inf
-        for dead, code in self._pool.reap(self._now, self._upgrade.on_exit):
-            self._bereaved(dead, code)
-        for process in self._pool.look(self._now, self._config):
-            (log.info if self._announced[0] else log.debug)(f"{process} is ready")
-        self._due(self._pool.next_look)
+        self._follow_workers()
         if not self._stopping and self._due(self._drains_at):
             self._stop(GRACEFUL, "")
-        self._succeed()
+        self._follow_upgrade()
         if self._stopping:
-            if self._closes_at < math.inf:
-                if self._due(self._closes_at) or not self._handshakes_in_progress():
-                    self._close()
-                else:
-                    self._steer()
+            self._await_handshakes()
             return None
-        self._stretch()
+        self._autoscale()
         self._workers = self._listeners.resize(self._now, self._workers)
         self._retire_slots()
-        if worn := next_worn(self._pool.processes.values(), self._config, self._now):
-            log.info(f"{worn} {worn.worn}: it is replaced")
+        if process := self._rollout.choose_for_recycling(self._pool.processes.values(), self._due_for_recycling):
+            log.info(f"{process} {process.recycle_reason}: it is replaced")
         for slot in self._listeners.slots:
-            if self._lacks(slot):
+            if self._replace(slot):
                 worker = self._start(slot)
-                if worker is not None or self._stopping:  # that was the last attempt
+                if worker is not None or self._stopping:  # because that was the last attempt
                     return worker
         self._steer()
         self._announce()
         return None
 
+    def _follow_workers(self) -> None:
+        """Note which workers have exited or become ready, and end those whose time is up."""
+        for exit in self._pool.reap(self._now, self._upgrade.on_exit):
+            self._on_worker_exit(exit)
+        for process in self._pool.follow_states(self._now, self._config):
+            self._rollout.on_ready(process)
+            (log.info if self._announced[0] else log.debug)(f"{process} is ready")
+        self._pool.check_deadlines(self._now, self._config)
+        self._due(self._pool.due_at)
+
+    def _await_handshakes(self) -> None:
+        """In a stop: close the listeners once no client is in the middle of a handshake."""
+        if self._closes_at < math.inf:
+            if self._due(self._closes_at) or not self._handshakes_in_progress():
+                self._close()
+            else:
+                self._steer()
+
     def _handshakes_in_progress(self) -> bool:
-        """Whether we shall look again, because somebody is in the middle of a handshake."""
+        """Whether a client is in the middle of a handshake. If so, we wake up soon to check again."""
         found = self._listeners.handshakes_in_progress()
         if found:
-            self._wake_at = min(self._wake_at, self._now + ARRIVAL)
+            self._wake_at = min(self._wake_at, self._now + HANDSHAKE_INTERVAL)
         return found
 
     def _due(self, when: float) -> bool:
-        """Whether that time has come; if not, the loop will wait no longer than until then."""
+        """Whether that time has come; if not, the loop waits no longer than until then."""
         if self._now >= when:
             return True
         self._wake_at = min(self._wake_at, when)
@@ -333,17 +337,17 @@ class Supervisor:
         if not self._upgrade.shared:
             self._due(self._listeners.steer(self._now))
 
-    def _stretch(self) -> None:
-        """Want as many workers as they are busy, where that is wanted."""
-        if self._elastic and not self._upgrade.under_way and self._due(self._elastic.next_look):
-            wish, why = self._elastic.look(self.facts(), cgroup.memory_room, self._pool.memory)
-            self._due(self._elastic.next_look)
+    def _autoscale(self) -> None:
+        """Have as many workers as their load requires, if that is configured."""
+        if self._autoscaler and not self._upgrade.under_way and self._due(self._autoscaler.due_at):
+            desired, why = self._autoscaler.decide(self.facts(), cgroup.memory_room, self._pool.memory)
+            self._due(self._autoscaler.due_at)
             if why:
-                log.info(f"{why}: {wish} workers wanted")
-            self._workers = self._listeners.resize(self._now, wish, patient=True)
+                log.info(f"{why}: scaling to {_count(desired)}")
+            self._workers = self._listeners.resize(self._now, desired, patient=True)
 
-    def _succeed(self) -> None:
-        """Take the next step of an upgrade, as the new one or as the old one."""
+    def _follow_upgrade(self) -> None:
+        """Take the next step of an upgrade, as the successor or as the predecessor."""
         upgrade = self._upgrade
         if self._due(upgrade.deadline):
             upgrade.kill()
@@ -353,18 +357,7 @@ class Supervisor:
             log.error("the supervisor that this one was to replace is gone: stopping as well")
             self._fail(exits.FAILED)
         elif upgrade.role is Role.LEADER and not self._leads:
-            self._leads = True
-            for process in self._pool.processes.values():
-                process.record[SHARED] = 0
-            upgrade.take_over([*self._listeners.groups, *self._management.groups])
-            self._management.start()
-            log.info("this supervisor leads")
-            config = self._config
-            least, most = upgrade.handover.bounds  # as TTIN, TTOU and commands have made them
-            if (config.workers, config.most_workers) != upgrade.handover.configured:
-                least, most = config.workers, config.most_workers
-            if not least == most == self._workers:
-                self.scale(least, most, "upgrade")
+            self._take_over()
         elif upgrade.successor_ready:
             self._management.leave()
             pid = upgrade.hand_over()
@@ -376,65 +369,74 @@ class Supervisor:
                 log.error(f"{upgrade.requested}: cannot start a new supervisor: {error}")
                 upgrade.requested = ""
 
+    def _take_over(self) -> None:
+        """The predecessor lets us lead."""
+        self._leads = True
+        self._rollout.successor = False
+        for process in self._pool.processes.values():
+            process.record[SHARED] = 0
+        self._upgrade.take_over([*self._listeners.groups, *self._management.groups])
+        self._management.start()
+        log.info("this supervisor leads")
+        config = self._config
+        least, most = self._upgrade.handover.bounds  # as signals and commands have changed them
+        if (config.workers, config.most_workers) != self._upgrade.handover.configured:
+            least, most = config.workers, config.most_workers
+        if not least == most == self._workers:
+            self.scale(least, most, "upgrade")
+
     def _handover(self) -> Handover:
         """What a successor needs to serve in our place."""
-        config, elastic = self._config, self._elastic
+        config, autoscaler = self._config, self._autoscaler
         return Handover(
             listeners=self._listeners.inheritances(),
             management=self._management.inheritances(),
-            generation=self._generation,
+            generation=self._rollout.generation,
             slots=len(self._listeners.slots),
             configured=(config.workers, config.most_workers),
-            bounds=(elastic.least, elastic.most) if elastic else (self._workers, self._workers),
+            bounds=(autoscaler.least, autoscaler.most) if autoscaler else (self._workers, self._workers),
         )
 
     def _retire_slots(self) -> None:
-        """Let go of slots that are too many, and of their workers."""
+        """Retire slots that are too many, and their workers."""
         for slot in tuple(self._listeners.retiring):
             if self._due(slot.retires_at):
                 self._listeners.retire(slot, late=self._now > slot.retires_at + self._config.graceful_timeout)
                 for process in slot.processes:
-                    if not process.leaving:
+                    if not process.retiring:
                         self._retire(process, slot.patient)
 
-    def _lacks(self, slot: Slot) -> bool:
-        """Whether a worker is to be started for `slot` now. Retires those that have been replaced."""
-        staying = [process for process in slot.processes if not process.leaving]
-        serving = max((process.generation for process in staying if process.ready and not process.worn), default=0)
-        for process in staying:
-            # Replaced by one that is ready; or about to replace one that is, but with code that is no longer wanted.
-            if process.generation < serving or (serving and not process.ready and process.generation < self._generation):
-                self._retire(process)
-            elif process.worn and process.generation == serving:
-                # Nobody waits for it. But of one slot no more than one lingers.
-                self._give_grace([other for other in slot.processes if other.lingering], f"{process} goes as well")
-                self._retire(process, patient=True)
-        if any(process.generation >= self._generation and not process.worn for process in staying):
-            return False
-        # A replacement of one that lives: one slot at a time, so that the first shows whether the others may follow.
-        if staying and any(not process.ready and not process.leaving for process in self._pool.processes.values()):
-            return False
-        return self._due(slot.next_attempt)
+    def _due_for_recycling(self, process: Process) -> str:
+        return due_for_recycling(process, self._config, self._now)
+
+    def _replace(self, slot: Slot) -> bool:
+        """Retire the workers of `slot` that have been replaced. Returns whether to start one there now."""
+        plan = self._rollout.plan(slot, self._pool.processes.values())
+        for process in plan.retire:
+            self._retire(process)
+        if plan.recycle:
+            # Its end is not urgent. But in each slot no more than one worker may take its time.
+            self._give_grace([other for other in slot.processes if other.lingering], f"{plan.recycle} retires as well")
+            self._retire(plan.recycle, patient=True)
+        return self._due(plan.start_at)
 
     def _announce(self) -> None:
-        complete = self._generation, self._workers
-        if complete != self._announced and all(
-            any(process.generation >= self._generation for process in slot.serving) for slot in self._listeners.slots
-        ):
+        complete = self._rollout.generation, self._workers
+        if complete != self._announced and self._rollout.complete(self._listeners.slots):
             self._announced = complete
-            generation = f" of generation {self._generation}" if self._generation > 1 else ""
-            log.info(f"{self._workers} worker{'s' * (self._workers != 1)}{generation} ready")
+            generation = f" of generation {self._rollout.generation}" if self._rollout.generation > 1 else ""
+            log.info(f"{_count(self._workers)}{generation} ready")
             self._upgrade.report_ready()
 
-    # Workers come and go.
+    # Workers.
 
     def _start(self, slot: Slot) -> Worker | None:
-        """Fork a worker for `slot`. In the child: the worker."""
+        """Fork a worker for `slot`. Returns, in the child, the worker."""
         try:
-            ends = self._pool.fork(self._now, slot, self._generation, self._upgrade.shared)
+            ends = self._pool.fork(self._now, slot, self._rollout.generation, self._upgrade.shared)
         except (LookupError, OSError) as error:  # no record, no descriptor, no process (a limit on pids), no memory
-            log.error(f"worker {slot.index} cannot be started: {error}")
-            self._failed(slot)
+            log.error(f"cannot start worker {slot.index}: {error}")
+            self._on_failure(slot, self._rollout.on_failure(slot, self._now))
             return None
         if ends is None:
             return None
@@ -442,7 +444,7 @@ class Supervisor:
         return Worker(self._config, slot.listeners, ends)
 
     def _disown(self, slot: Slot) -> None:
-        """In the child: let go of all that is the supervisor's."""
+        """In the child: close all that belongs to the supervisor."""
         self._loop.close()
         self._signals.close()
         self._management.disown()
@@ -450,14 +452,14 @@ class Supervisor:
         self._listeners.disown(slot)
 
     def _retire(self, process: Process, patient: bool = False) -> None:
-        """Ask it to go: to drain or, where the server stops quickly, to drop everything."""
+        """Ask it to exit: to drain or, if the server stops quickly, to drop everything."""
         quick = self._stopping == QUICK
         process.record[STAYS] = not self._stopping or self._upgrade.handed_over
         grace = QUICK_GRACE if quick else math.inf if patient else self._config.graceful_timeout
         self._pool.retire(process, self._now, grace, quick)
 
     def _hurry(self, why: str) -> None:
-        """Nobody has waited for the end of those who may take their time. Now somebody does."""
+        """End the patience with workers that may take their time: now their end is waited for."""
         for slot in self._listeners.retiring:
             slot.patient = False
         self._give_grace(self._pool.lingering, why)
@@ -466,43 +468,51 @@ class Supervisor:
         self._pool.hurry(lingering, self._now, self._config.graceful_timeout, why)
 
     def _tick(self) -> None:
-        """Once a second: who lingers is not to do so with memory that others need."""
+        """Once a second: let no worker linger with memory that others need."""
         self._management.tick()
         if self._pool.lingering:
-            heavy = [process for process in self._pool.lingering if too_heavy(process, self._config, self._now)]
-            self._give_grace(heavy, flag("max_worker_memory"))
+            greedy = [process for process in self._pool.lingering if over_memory_limit(process, self._config, self._now)]
+            self._give_grace(greedy, flag("max_worker_memory"))
             if (cgroup.memory_room() or 0) < 0:
                 self._hurry("memory is short")
 
-    def _bereaved(self, process: Process, code: int) -> None:
-        """Draw the consequence of an early death."""
-        proven = self._pool.proven
-        if not proven and code == exits.LOAD_FAILED:
-            self._last_words = process.told or b"it did not say why\n"
+    def _on_worker_exit(self, exit: Exit) -> None:
+        """A worker has exited: draw the consequences."""
+        process = exit.process
+        verdict = self._rollout.on_exit(exit, self._now)
+        if verdict is Verdict.LOAD_ERROR:
+            self._load_error = process.report or b"no reason was reported\n"
             self._fail(exits.LOAD_FAILED)
-        elif 0 < proven < process.generation:
+        elif verdict is Verdict.ROLL_BACK:
+            proven = self._rollout.generation
             log.error(f"generation {process.generation} does not boot: the workers of generation {proven} stay")
-            self._pool.show(process)
-            self._generation = proven
+            self._pool.print_report(process)
             self._config = self._configs[proven]
-        else:
-            self._pool.show(process)
-            self._failed(process.slot)
+        elif verdict is not Verdict.REPLACE:
+            self._pool.print_report(process)
+            self._on_failure(process.slot, verdict)
 
-    def _failed(self, slot: Slot) -> None:
-        """An early death: the next attempt waits, or there is none."""
-        delay = slot.back_off(self._now)
-        if not self._leads:
-            log.error(f"worker {slot.index} does not become ready")
+    def _on_failure(self, slot: Slot, verdict: Verdict) -> None:
+        """A worker has exited early, or could not be started: log when the next attempt is, or stop."""
+        delay = slot.next_attempt - self._now
+        if verdict is Verdict.GIVE_UP:
+            if self._leads:
+                log.error(f"no worker has become ready in {slot.failures} attempts")
+            else:
+                log.error(f"worker {slot.index} does not become ready")
             self._fail(exits.FAILED)
-        elif not self._pool.proven and slot.failures >= ATTEMPTS:
-            log.error(f"no worker has become ready in {slot.failures} attempts")
-            self._fail(exits.FAILED)
-        elif delay:
-            log.warning(f"worker {slot.index} has died early {slot.failures} times in a row: the next starts in {delay:g} s")
+        elif delay > 0:
+            log.warning(
+                f"worker {slot.index} has exited early {slot.failures} times in a row: the next one starts in {delay:g} s"
+            )
 
     def _fail(self, status: int) -> None:
         if not self._stopping:
             self._status = status
-            # Where we do not lead yet some workers may serve already.
+            # Workers of a successor may have clients already.
             self._stop(QUICK if self._leads else GRACEFUL, "")
+
+
+def _count(workers: object) -> str:
+    """Like "1 worker" or "2 to 4 workers"."""
+    return f"{workers} worker" + "s" * (workers != 1)

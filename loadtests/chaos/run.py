@@ -228,7 +228,7 @@ def scalings(run: Run) -> None:
         deadline = time.monotonic() + 1
         while len(run.pids()) != target and time.monotonic() < deadline:
             time.sleep(0.02)
-        if said := re.findall(r"(\d+) workers wanted", run.server.output()):
+        if said := re.findall(r"scaling to (\d+) worker", run.server.output()):
             wanted = int(said[-1])  # on a crowded machine it may have heard two as one
     run.wait(f"{wanted} workers", lambda: len(run.pids()) == wanted)
 

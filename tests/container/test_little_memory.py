@@ -35,10 +35,10 @@ def test_no_more_workers_than_memory_is_left_for(image: str, tmp_path: Path) -> 
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             end = time.monotonic() + 30 * SCALE
             loads = [pool.submit(ask_until, end, container.port()) for _ in range(16)]
-            until("memory is what decides", 30, lambda: "memory is left for" in container.logs())
+            until("memory is what decides", 30, lambda: "there is memory for" in container.logs())
             codes = {code for load in loads for code in load.result()}
         assert codes == {200}
-        wanted = int(re.findall(r"(\d+) workers wanted", container.logs())[-1])
+        wanted = int(re.findall(r"scaling to (\d+) worker", container.logs())[-1])
         found = json.loads(container.ask("/readyz", inside=8001)[1])
         assert found["workers"]["ready"] == wanted
         assert 2 <= wanted <= 3  # of 30 MiB and an interpreter each

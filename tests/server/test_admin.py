@@ -82,7 +82,7 @@ def test_a_slot_that_backs_off_is_named(start, tmp_path):
     server = start(BOOTS, admin=ANY, env={"BOOTS": str(tmp_path)})
     (tmp_path / "exit").touch()
     os.kill(server.workers()[0], signal.SIGKILL)
-    server.wait_log("has died early 2 times in a row")
+    server.wait_log("has exited early 2 times in a row")
     found = wait_for(lambda: (found := told(server))["slots"][0]["state"] == "backing off" and found)
     assert found["ready"] is False
     assert "worker 0 is backing off" in found["reasons"]
@@ -183,7 +183,7 @@ def test_scale_reload_and_drain(managed):
     """Each of them does what the signal does, and the answer says what is wanted now."""
     answer = ask(managed, "/scale?workers=3", "POST")
     assert (answer.status, json.loads(answer.body)) == (202, {"done": "3 workers wanted"})
-    managed.wait_log("^.*command: 3 workers wanted")
+    managed.wait_log("^.*command: scaling to 3 workers")
     wait_for(lambda: len(managed.workers()) == 3)
     assert ask(managed, "/reload", "POST").status == 202
     managed.wait_log("3 workers of generation 2 ready")
@@ -230,8 +230,8 @@ def test_what_is_not_obeyed(managed, target, method, headers, status):
             assert client.send(line.encode("latin-1")).response().status == status
     else:
         assert ask(managed, target, method, **headers).status == status
-    assert "wanted" not in managed.log
-    assert "stopping" not in managed.log
+    assert "scaling" not in managed.log
+    assert "shutting down" not in managed.log
 
 
 def test_a_command_has_no_body(managed):
@@ -291,7 +291,7 @@ def test_no_command_at_the_end(start, tmp_path):
         client.request(f"/until?{tmp_path}/go")
         wait_for((tmp_path / "go.running").exists)
         server.signal(signal.SIGTERM)
-        server.wait_log("SIGTERM: stopping")
+        server.wait_log("SIGTERM: shutting down")
         answer = ask(server)
         assert answer.status == 503
         assert "the server is stopping" in json.loads(answer.body)["reasons"]

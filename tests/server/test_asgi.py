@@ -804,4 +804,4 @@ def test_what_waits_for_ever_is_cut_at_the_deadline(serve, log):
         server.signal(signal.SIGTERM)
         assert server.ended() == 0
         assert time.monotonic() - asked > 1
-    assert "still busy 1 s after it was asked to go" in server.log
+    assert "still busy 1 s after it was asked to exit" in server.log

@@ -69,7 +69,7 @@ def test_a_kill_costs_what_the_worker_had_read(served):
         wait_for(lambda: len(workers(server)) == 3)
     read = {held.port for held in grips if not held.unread}
     assert [failure for failure in clients.failures if failure.port not in read] == []
-    assert "has died early" not in server.log
+    assert "has exited early" not in server.log
 
 
 def test_nobody_new_waits_for_a_stopped_worker(served):

@@ -32,14 +32,14 @@ def test_it_grows_stays_and_shrinks_under_load(start):
         wait_for(lambda: len(server.workers()) == 2, lambda: server.log, SOON)
         steady = time.monotonic() + 10
         while time.monotonic() < steady:
-            assert server.log.count("wanted") == 1, server.log
+            assert server.log.count("scaling to") == 1, server.log
             time.sleep(0.1)  # the promise is that nothing happens
         with Load(server.address, clients=12, target="/sleep?0.1", pause=0) as many:
             wait_for(lambda: len(server.workers()) == 4, lambda: server.log, SOON)
             server.wait_log("4 workers ready")
-    assert "% busy: 2 workers wanted" in server.log
+    assert "% busy: scaling to 2 workers" in server.log
     wait_for(lambda: len(server.workers()) == 1, lambda: server.log, LATE)
-    wanted = [1, *map(int, re.findall(r"(\d) workers wanted", server.log)), 0]
+    wanted = [1, *map(int, re.findall(r"scaling to (\d) worker", server.log)), 0]
     peak = wanted.index(4)
     assert wanted == sorted(wanted[:peak]) + sorted(wanted[peak:], reverse=True), server.log  # up, and then down
     assert one.failures == []
@@ -60,7 +60,7 @@ def test_what_a_worker_has_begun_it_may_finish_when_the_load_falls(start, tmp_pa
         answered = metric(server, "epollard_requests_total")
         with Client(server.admin) as control:
             control.post("/scale?workers=1..2", b"", host="localhost")
-        server.wait_log("% busy: 1 workers wanted", seconds=LATE)
+        server.wait_log("% busy: scaling to 1 worker", seconds=LATE)
         wait_for(lambda: metric(server, 'epollard_workers{state="draining"}') == 1)
         steady = time.monotonic() + 8  # a worker without a supervisor would be gone by now as well
         while time.monotonic() < steady:
@@ -77,11 +77,11 @@ def test_a_signal_pins_the_number(start):
     """TTIN is an order: from then on the number is that one, whatever the load."""
     server = start(CONTROL, workers="1..4", threads=1)
     server.signal(signal.SIGTTIN)
-    server.wait_log("SIGTTIN: 2 workers wanted; no longer 1 to 4")
+    server.wait_log("SIGTTIN: scaling to 2 workers, no longer 1 to 4")
     server.wait_log("2 workers ready")
     with Load(server.address, clients=8, target="/sleep?0.1", pause=0):
         time.sleep(6)  # twice what it takes to grow
-    assert server.log.count("wanted") == 1
+    assert server.log.count("scaling to") == 1
 
 
 def test_a_command_sets_other_bounds(start):
@@ -107,10 +107,10 @@ def test_a_reload_takes_new_bounds(start, tmp_path):
     assert "1 to 4 workers: from" in server.log
     server.signal(signal.SIGHUP)
     server.wait_log("1 worker of generation 2 ready")
-    assert "wanted" not in server.log
+    assert "scaling" not in server.log
     file.write_text('workers = "2..4"\n')
     server.signal(signal.SIGHUP)
-    server.wait_log("SIGHUP: 2 to 4 workers wanted; no longer 1 to 4")
+    server.wait_log("SIGHUP: scaling to 2 to 4 workers, no longer 1 to 4")
     server.wait_log("2 workers of generation 3 ready")
 
 

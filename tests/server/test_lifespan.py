@@ -156,7 +156,7 @@ def test_a_call_that_never_ends_costs_nobody_the_shutdown(served, notes):
         server.signal(signal.SIGTERM)
         assert server.ended() == 0
     assert notes.lines == ["startup", "asked", "cancelled", "shutdown"]
-    server.wait_log("was ended by us because it was still busy 1 s after it was asked to go")
+    server.wait_log("was ended by the supervisor because it was still busy 1 s after it was asked to exit")
 
 
 def test_a_shutdown_that_hangs_is_cut_at_the_deadline(served, notes):
@@ -167,7 +167,7 @@ def test_a_shutdown_that_hangs_is_cut_at_the_deadline(served, notes):
     assert server.ended() == 0
     assert time.monotonic() - asked >= 1
     assert notes.lines == ["startup", "hanging"]
-    assert "was killed by us because it was still busy 1 s after it was asked to go" in server.log
+    assert "was killed by the supervisor because it was still busy 1 s after it was asked to exit" in server.log
 
 
 def test_what_follows_the_last_message_runs(served, notes):

@@ -100,7 +100,7 @@ def test_listeners_stay_as_they_are(start, tmp_path):
     server = start(None, config=file)
     file.write_text("threads = 2\nbacklog = 100")
     server.signal(signal.SIGHUP)
-    server.wait_log(r"SIGHUP: --backlog has changed; that takes an upgrade \(SIGUSR2\)")
+    server.wait_log(r"SIGHUP: --backlog has changed, which needs an upgrade \(SIGUSR2\)")
     server.wait_log("1 worker of generation 2 ready")
 
 

@@ -99,7 +99,7 @@ def scale(server, workers):
 
 
 def want(server):
-    return int((re.findall(r"(\d+) workers wanted", server.log) or re.findall(r"(\d+) workers: from", server.log))[-1])
+    return int((re.findall(r"scaling to (\d+) worker", server.log) or re.findall(r"(\d+) workers: from", server.log))[-1])
 
 
 def load_of(server, count):

@@ -59,7 +59,7 @@ def test_ttou_leaves_the_last_worker(start):
     server = start(CONTROL, workers=1)
     (first,) = server.workers()
     server.signal(signal.SIGTTOU)
-    server.wait_log("SIGTTOU: 1 workers? wanted")
+    server.wait_log("SIGTTOU: scaling to 1 worker$")
     assert int(server.get("/pid").text) == first
 
 

@@ -118,7 +118,7 @@ def test_term_answers_what_waits_in_the_queues(start, control):
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.connect()).request("/") for _ in range(50)]
         server.signal(signal.SIGTERM)
-        server.wait_log("SIGTERM: stopping")
+        server.wait_log("SIGTERM: shutting down")
         for pid in server.workers():
             os.kill(pid, signal.SIGCONT)
         assert [client.response().text for client in clients] == ["hello"] * 50
@@ -131,7 +131,7 @@ def test_term_answers_who_is_on_the_way(start, control):
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(50)]
         server.signal(signal.SIGTERM)
-        server.wait_log("SIGTERM: stopping")
+        server.wait_log("SIGTERM: shutting down")
         with pytest.raises((TimeoutError, ConnectionRefusedError)):
             socket.create_connection(server.address, 0.2)
         assert [client.get("/").text for client in clients] == ["hello"] * 50
@@ -147,7 +147,7 @@ def test_term_answers_who_came_to_a_slot_without_a_worker(start, tmp_path):
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(40)]
         server.signal(signal.SIGTERM)
-        server.wait_log("SIGTERM: stopping")
+        server.wait_log("SIGTERM: shutting down")
         for client in clients:
             client.request("/")
         assert [client.response().text for client in clients] == ["1"] * 40
@@ -162,7 +162,7 @@ def test_term_answers_who_waits_in_a_unix_socket(start, control, tmp_path):
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(f"{tmp_path}/it")).request("/") for _ in range(50)]
         server.signal(signal.SIGTERM)
-        server.wait_log("SIGTERM: stopping")
+        server.wait_log("SIGTERM: shutting down")
         wait_for(lambda: refuses(f"{tmp_path}/it"))  # the word comes a moment before the deed
         for pid in server.workers():
             os.kill(pid, signal.SIGCONT)
@@ -176,9 +176,9 @@ def test_term_waits_no_longer_than_the_graceful_timeout(start, control, running)
     client = running(server)
     server.signal(signal.SIGTERM)
     assert server.ended() == 0
-    assert "was still busy 1 s after it was asked to go: its stacks follow" in server.log
+    assert "was still busy 1 s after it was asked to exit: its stacks follow" in server.log
     server.wait_log(r" in until(_asgi)?\n")
-    server.wait_log("was (ended|killed) by us because it was still busy 1 s after it was asked to go")
+    server.wait_log("was (ended|killed) by the supervisor because it was still busy 1 s after it was asked to exit")
     if control.endswith("asgi"):  # its calls can be cancelled
         assert client.response().status == 500
     assert client.closed()
@@ -190,10 +190,10 @@ def test_a_second_signal_makes_it_quick(start, control, running, second):
     server = start(control, graceful_timeout=60)
     running(server)
     server.signal(signal.SIGTERM)
-    server.wait_log("SIGTERM: stopping")
+    server.wait_log("SIGTERM: shutting down")
     server.signal(second)
     assert server.ended(5 * SCALE) == 0
-    assert f"{second.name}: stopping at once" in server.log
+    assert f"{second.name}: shutting down at once" in server.log
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
@@ -246,7 +246,7 @@ def test_a_worker_that_is_stopped_does_not_hold_up_the_end(start, control):
     os.kill(server.workers()[0], signal.SIGSTOP)
     server.signal(signal.SIGTERM)
     assert server.ended() == 0
-    assert "was killed by us because it was still busy 1 s after it was asked to go" in server.log
+    assert "was killed by the supervisor because it was still busy 1 s after it was asked to exit" in server.log
 
 
 def test_the_file_of_a_unix_socket_is_removed(start, control, tmp_path):

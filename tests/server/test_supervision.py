@@ -138,7 +138,7 @@ def test_early_deaths_back_off(start):
         wait_for(lambda: end_slot_0(server))
         server.wait_log(r"worker 0 \(pid \d+\) exited with 1 ", count)
         if delay:
-            server.wait_log(rf"worker 0 has died early {count} times in a row: the next starts in {delay} s")
+            server.wait_log(rf"worker 0 has exited early {count} times in a row: the next one starts in {delay} s")
             assert len(server.workers()) == 1
         server.wait_log(r"worker 0 \(pid \d+\) is ready", count)
     assert "worker 1 (pid" not in server.log
@@ -200,7 +200,7 @@ def test_a_worker_that_does_not_boot_in_time_is_replaced(start, tmp_path):
     server = start(BOOTS, boot_timeout=1, env={"BOOTS": str(tmp_path)}, wait=False)
     server.wait_log(r"worker 0 \(pid \d+\) was not ready after 1 s: its stacks follow")
     server.wait_log(r'boots\.py", line \d+ in <module>$')
-    server.wait_log(r"worker 0 \(pid \d+\) was killed by us because it was not ready after 1 s")
+    server.wait_log(r"worker 0 \(pid \d+\) was killed by the supervisor because it was not ready after 1 s")
     (tmp_path / "hang").unlink()
     server.started()
     assert server.get("/").text == "1"
@@ -230,9 +230,9 @@ def test_a_stuck_worker_shows_its_stacks_and_is_replaced(start):
     (old,) = server.workers()
     with server.connect() as client:
         client.request("/hang")
-        server.wait_log(rf"worker 0 \(pid {old}\) was silent for 2 s: its stacks follow, then its end", seconds=10 * SCALE)
+        server.wait_log(rf"worker 0 \(pid {old}\) was silent for 2 s: its stacks follow, then it is ended", seconds=10 * SCALE)
         server.wait_log(r'control\.py", line \d+ in hang$')
-        server.wait_log(rf"worker 0 \(pid {old}\) was killed by us because it was silent for 2 s after ")
+        server.wait_log(rf"worker 0 \(pid {old}\) was killed by the supervisor because it was silent for 2 s after ")
         replacement(server, old)
     assert server.get("/").text == "hello"
 
@@ -244,7 +244,7 @@ def test_a_stopped_worker_is_replaced(start):
     os.kill(old, signal.SIGSTOP)
     with server.connect() as client:
         assert int(client.get("/pid").text) != old
-    assert "was killed by us because it was silent for 2 s" in server.log
+    assert "was killed by the supervisor because it was silent for 2 s" in server.log
 
 
 def test_a_long_request_is_not_stuck(start, tmp_path):

@@ -212,12 +212,12 @@ def test_elastic_bounds(start):
     """They are the new supervisor's as well, and so is a number that took their place."""
     server = start(workers="1..3")
     upgrade(server)
-    server.wait_log("upgrade: 1 to 3 workers wanted")
+    server.wait_log("upgrade: scaling to 1 to 3 workers")
     server.signal(signal.SIGTTIN)
     wait_for(lambda: len(workers(server)) == 2)
     upgrade(server)
     assert len(workers(server)) == 2
-    assert server.log.count("1 to 3 workers wanted") == 1
+    assert server.log.count("scaling to 1 to 3 workers") == 1
 
 
 def test_other_addresses(start, tmp_path):
@@ -277,7 +277,7 @@ def test_backlog_and_steering(start, tmp_path):
     server = start(config=file, workers=2)
     file.write_text("backlog = 50\nsteer = 'off'")
     server.signal(signal.SIGHUP)
-    server.wait_log(r"SIGHUP: --steer has changed; that takes an upgrade \(SIGUSR2\)")
+    server.wait_log(r"SIGHUP: --steer has changed, which needs an upgrade \(SIGUSR2\)")
     upgrade(server)
     shown = subprocess.run(["ss", "-Hltn", f"sport = :{server.port}"], capture_output=True, text=True, check=True).stdout
     assert [line.split()[2] for line in shown.splitlines()] == ["50", "50"]
@@ -364,7 +364,7 @@ def test_an_application_that_does_not_boot(served, boots, how):
         *{
             "raise": (3, r"\nRuntimeError: this application was told not to boot\n"),
             "exit": (1, r"worker [01] does not become ready"),
-            "hang": (1, r"was killed by us because it was not ready after 2 s"),
+            "hang": (1, r"was killed by the supervisor because it was not ready after 2 s"),
         }[how],
     )
     (boots / how).unlink()
@@ -574,7 +574,7 @@ def test_signals_reach_whoever_leads(start):
         server.signal(signal.SIGHUP)
         server.wait_log(f"1 worker of generation {generation + 1} ready")
         server.signal(signal.SIGUSR1)
-        server.wait_log(rf"supervisor\[{leader(server)}\]: SIGUSR1: the supervisor's stack stands above")
+        server.wait_log(rf"supervisor\[{leader(server)}\]: SIGUSR1: the supervisor's stack is above")
 
 
 def test_a_term_to_all_is_one_term(start, tmp_path):
@@ -586,7 +586,7 @@ def test_a_term_to_all_is_one_term(start, tmp_path):
         wait_for((tmp_path / "go.running").exists)
         for pid in session(server.pid):
             os.kill(pid, signal.SIGTERM)
-        server.wait_log(r"SIGTERM: stopping; what has begun")
+        server.wait_log(r"SIGTERM: shutting down; in-flight requests")
         wait_for(lambda: not listening(server.port))
         (tmp_path / "go").touch()
         assert client.response().text == "done"
@@ -601,9 +601,9 @@ def test_a_second_term_makes_it_quick(start, tmp_path):
         client.request(f"/until?{tmp_path}/go")
         wait_for((tmp_path / "go.running").exists)
         server.signal(signal.SIGTERM)
-        server.wait_log("SIGTERM: stopping; what has begun")
+        server.wait_log("SIGTERM: shutting down; in-flight requests")
         server.signal(signal.SIGTERM)
-        server.wait_log("SIGTERM: stopping at once")
+        server.wait_log("SIGTERM: shutting down at once")
         assert server.ended() == 0
     (tmp_path / "go").touch()
 
@@ -617,7 +617,7 @@ def test_a_stop_while_the_old_one_drains(start, tmp_path):
         server.signal(signal.SIGUSR2)
         server.wait_log("this supervisor leads")
         server.signal(signal.SIGTERM)
-        server.wait_log("SIGTERM: stopping; what has begun")
+        server.wait_log("SIGTERM: shutting down; in-flight requests")
         wait_for(lambda: not listening(server.port))
         (tmp_path / "go").touch()
         assert client.response().text == "done"

@@ -78,8 +78,8 @@ def test_one_of_a_slot_takes_its_time(start, tmp_path):
         first = recycle(server, client, tmp_path / "first")
     with server.connect() as client:
         second = recycle(server, client, tmp_path / "second")
-        server.wait_log(rf"\(pid {second}\) goes as well: worker 0 \(pid {first}\), which drains, may finish .* within 0.5 s")
-        server.wait_log(rf"\(pid {first}\) was (ended|killed) by us because it was still busy 0.5 s")
+        server.wait_log(rf"\(pid {second}\) retires as well: worker 0 \(pid {first}\) is draining and now has 0.5 s to finish")
+        server.wait_log(rf"\(pid {first}\) was (ended|killed) by the supervisor because it was still busy 0.5 s")
         (tmp_path / "second").touch()
         assert client.response().text == "done"
 
@@ -90,8 +90,8 @@ def test_who_is_too_big_does_not_linger(start, tmp_path):
     with server.connect() as client, server.connect() as waiting:
         waiting.request(f"/until?{tmp_path}/go")
         big = client.get("/grow?100").text
-        server.wait_log(rf"--max-worker-memory: worker 0 \(pid {big}\), which drains, may finish .* within 0.5 s", seconds=60)
-        server.wait_log(rf"\(pid {big}\) was (ended|killed) by us because it was still busy 0.5 s")
+        server.wait_log(rf"--max-worker-memory: worker 0 \(pid {big}\) is draining and now has 0.5 s to finish", seconds=60)
+        server.wait_log(rf"\(pid {big}\) was (ended|killed) by the supervisor because it was still busy 0.5 s")
 
 
 def test_what_serves_nobody_does_not_linger(start, tmp_path):

@@ -51,7 +51,7 @@ def clients(listeners, count):
 
 def serves(slot):
     """Have a ready worker in the slot, as it is seen from here."""
-    worker = SimpleNamespace(ready=True, leaving=False, slot=slot, record=[0] * 16)
+    worker = SimpleNamespace(ready=True, retiring=False, slot=slot, record=[0] * 16)
     slot.processes.append(worker)
     return worker
 
@@ -167,7 +167,7 @@ def test_a_change_of_who_serves_is_acted_upon_at_once(opened):
         lambda: None,
         lambda: changes.append(serves(listeners.slots[0])),
         lambda: changes.append(serves(listeners.slots[1])),
-        lambda: setattr(changes[0], "leaving", True),
+        lambda: setattr(changes[0], "retiring", True),
         lambda: listeners.slots[1].processes.remove(changes[1]),
         lambda: listeners.retiring.append(listeners.slots.pop()),
         lambda: listeners.slots.append(listeners.retiring.pop()),

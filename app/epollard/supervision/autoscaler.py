@@ -1,9 +1,9 @@
-"""How many workers there should be, by how busy they are and what memory is left. Reads no clock, starts and stops nobody.
+"""How many workers there should be, by how busy they are and how much memory is left. Decides only; reads no clock.
 
-The work does not change with the number of those who do it: ready workers times their busyness is how many would be needed if
-each was busy all the time. We want each to be busy TARGET of the time. More workers come soon, when the least of the latest
-needs is above what there is; fewer come late, when the greatest of the needs of a long time is below it. So a moment's peak
-starts nobody, and load that goes up and down within that time starts and stops nobody.
+The amount of work does not depend on the number of workers: ready workers times their busyness is how many would be needed if
+each was busy all the time. We want each to be busy TARGET of the time. More workers are added soon, once even the least of the
+latest needs is above what there is; workers are removed late, once even the greatest of the needs of a long time is below it.
+So a short peak adds no worker, and load that goes up and down within that time neither adds nor removes any.
 """
 
 import math
@@ -13,72 +13,73 @@ from typing import Final
 
 from .status import Facts, saturation
 
-EVERY: Final = 1.0  # seconds between two looks: workers say how busy they are once a second
-TARGET: Final = 0.6  # of the time; what is left is for the time that it takes to see a change and to boot
-TOLERANCE: Final = 0.1  # of a worker, which is no reason to start another
+INTERVAL: Final = 1.0  # seconds between two decisions: workers publish their busyness once a second
+TARGET: Final = 0.6  # of the time; the rest is for the time that it takes to notice a change and to boot
+TOLERANCE: Final = 0.1  # of a worker, which is no reason to add another one
 GROW_AFTER: Final = 3.0  # seconds
 SHRINK_AFTER: Final = 30.0
-# Where memory is short one worker goes, and then it is seen what that has brought; for so long nobody is added either.
+# If memory is short, one worker is removed; the effect is awaited for that many seconds before another one is.
 RELIEF: Final = 10.0
-LEAST_SIZE: Final = 16 * 2**20  # bytes that a worker is taken to need, at least
+MIN_WORKER_MEMORY: Final = 16 * 2**20  # bytes that a worker is assumed to need, at least
 
 
 class Autoscaler:
-    """The bounds, and what was seen lately."""
+    """The bounds, and the recent needs."""
 
     def __init__(self, least: int, most: int) -> None:
         self.least = least
         self.most = most
-        self.next_look = 0.0
+        self.due_at = 0.0  # when to decide next
         self._needs: deque[tuple[float, int]] = deque()  # when, how many
-        self._relieved = -math.inf  # when memory was last so short that one had to go
-        self._short = False  # there is none for another
+        self._relieved = -math.inf  # when a worker was last removed because memory was short
+        self._short = False  # there is no memory for another worker
 
     def __str__(self) -> str:
         return f"{self.least} to {self.most}"
 
-    def look(self, facts: Facts, room: Callable[[], int | None], each: Callable[[], int]) -> tuple[int, str]:
-        """How many workers to want from now on, and why, where that is to be said.
+    def decide(self, facts: Facts, room: Callable[[], int | None], each: Callable[[], int]) -> tuple[int, str]:
+        """How many workers to have from now on, and why, if there is something to log.
 
-        `room` is how many bytes of memory may yet be used, negative where too much is used already, None where nobody sets a
-        limit; `each` how many a worker uses. They are asked where it matters.
+        `room` is how many bytes of memory are left: negative if too much is used already, None if there is no limit. `each` is
+        how many bytes a worker uses. Both are called only if they matter.
         """
-        self.next_look = facts.now + EVERY
+        self.due_at = facts.now + INTERVAL
         ready = sum(len(slot.serving) for slot in facts.slots)
-        return self.wish(facts.now, facts.desired, ready, saturation(facts), room, each)
+        return self.desired(facts.now, facts.desired, ready, saturation(facts), room, each)
 
-    def wish(
+    def desired(
         self, now: float, workers: int, ready: int, busy: float, room: Callable[[], int | None], each: Callable[[], int]
     ) -> tuple[int, str]:
-        """As `look`: there are `workers`, of which some are `ready`, and these are `busy` so much of the time."""
-        wanted = min(max(self._by_work(now, workers, math.ceil(ready * busy / TARGET - TOLERANCE)), self.least), self.most)
+        """As `decide`: there are `workers`, of which some are `ready`, and these are `busy` for that part of the time."""
+        desired = min(max(self._by_work(now, workers, math.ceil(ready * busy / TARGET - TOLERANCE)), self.least), self.most)
         why = f"{ready} of {workers} workers ready, {busy:.0%} busy"
         was_short, self._short = self._short, False
-        left = room() if wanted > workers or workers == wanted > self.least else None
+        left = room() if desired > workers or workers == desired > self.least else None
         if left is None:
-            return wanted, why if wanted != workers else ""
+            return desired, why if desired != workers else ""
         if left < 0 and workers > self.least:
             if now - self._relieved < RELIEF:
                 return workers, ""
             self._relieved = now
             return workers - 1, "memory is short"
-        fit = max(left, 0) // max(each(), LEAST_SIZE) if wanted > workers and now - self._relieved >= SHRINK_AFTER else 0
-        if workers + fit >= wanted:
-            return wanted, why if wanted != workers else ""
+        may_grow = desired > workers and now - self._relieved >= SHRINK_AFTER
+        fit = max(left, 0) // max(each(), MIN_WORKER_MEMORY) if may_grow else 0
+        if workers + fit >= desired:
+            return desired, why if desired != workers else ""
         self._short = True
-        return workers + fit, f"{why}; memory is left for {fit} more" if fit or not was_short else ""
+        return workers + fit, f"{why}; there is memory for {fit} more" if fit or not was_short else ""
 
     def _by_work(self, now: float, workers: int, need: int) -> int:
         needs = self._needs
         needs.append((now, need))
-        slack = EVERY / 2  # looks come a little late, and never early
+        slack = INTERVAL / 2  # decisions come a little late, and never early
         while needs[0][0] < now - SHRINK_AFTER - slack:
             needs.popleft()
-        seen = now - needs[0][0] + slack
+        observed = now - needs[0][0] + slack
         latest = min(need for when, need in needs if when >= now - GROW_AFTER - slack)
-        if latest > workers and seen >= GROW_AFTER:
+        if latest > workers and observed >= GROW_AFTER:
             return latest
         greatest = max(need for _, need in needs)
-        if greatest < workers and seen >= SHRINK_AFTER:
+        if greatest < workers and observed >= SHRINK_AFTER:
             return greatest
         return workers

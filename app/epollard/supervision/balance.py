@@ -49,12 +49,12 @@ class Balance:
     def steer(self, now: float, slots: Sequence[Slot], retiring: Sequence[Slot]) -> None:
         """Find out how full each slot is, and steer and rescue accordingly. Retiring slots get no new connections."""
         every = [*slots, *retiring]
-        rested = now > self._promised + PAUSE
+        resumed = now > self._promised + PAUSE
         loads = [slot.load for slot in every]
         came = 0
         for slot in every:
             was_stuck = slot.stuck
-            came += slot.look(now, rested)
+            came += slot.poll(now, resumed)
             if slot.stuck is not was_stuck:
                 self._log(now, slot)
         self._expected = max(came, self._expected * DECAY)

@@ -1,58 +1,45 @@
-"""Which worker is worn out, and why. Only finds it; the supervisor has it replaced."""
+"""Which worker is due for recycling, and why: too many requests, too old, too much memory. Decides nothing else."""
 
-from collections.abc import Collection
 from typing import Final
 
 from ..config.options import Config
 from ..scoreboard import REQUESTS
 from .slots import Process
 
-# Seconds between two looks at a worker's memory: the kernel walks its page tables, a ms for some 100 MiB.
-SAMPLE_EVERY: Final = 2.0
-# So many looks in a row must find too much: one request that needs a lot for a moment is no leak.
+# Seconds between two samples of a worker's memory: the kernel walks its page tables, which takes 1 ms per 100 MiB or so.
+SAMPLE_INTERVAL: Final = 2.0
+# Samples in a row that must be over the limit: one request that needs a lot of memory for a moment is no leak.
 SAMPLES: Final = 3
 
 
-def next_worn(processes: Collection[Process], config: Config, now: float) -> Process | None:
-    """The next worker that is to be replaced, with `worn` saying why: one at a time, and none while others start."""
-    staying = [process for process in processes if not process.leaving]
-    if any(process.worn or not process.ready for process in staying):
-        return None
-    for process in staying:
-        process.worn = worn_out(process, config, now)
-        if process.worn:
-            return process
-    return None
-
-
-def worn_out(process: Process, config: Config, now: float) -> str:
-    """What completes the sentence "worker 2 (pid 71) ...: it is replaced"; "" where there is nothing to say."""
+def due_for_recycling(process: Process, config: Config, now: float) -> str:
+    """Why a worker is to be replaced, to complete the sentence "worker 2 (pid 71) ..."; "" if it is not."""
     answered = process.record[REQUESTS]
-    if config.max_requests and answered >= config.max_requests + process.lot % (config.max_requests_jitter + 1):
+    if config.max_requests and answered >= config.max_requests + process.jitter % (config.max_requests_jitter + 1):
         return f"has answered {answered} requests"
     if config.max_worker_age and now - process.ready_since >= config.max_worker_age:
         return f"has served for {now - process.ready_since:.0f} s"
-    if too_heavy(process, config, now):
-        return f"uses {process.used >> 20} MiB of memory"
+    if over_memory_limit(process, config, now):
+        return f"uses {process.memory >> 20} MiB of memory"
     return ""
 
 
-def too_heavy(process: Process, config: Config, now: float) -> bool:
-    """Whether it uses too much memory, and has for some time."""
+def over_memory_limit(process: Process, config: Config, now: float) -> bool:
+    """Whether the last few samples of its memory were over the limit. Takes a sample if one is due."""
     if config.max_worker_memory and now >= process.next_sample:
-        process.next_sample = now + SAMPLE_EVERY
-        process.used = memory(process.pid)
-        process.heavy = process.heavy + 1 if process.used > config.max_worker_memory else 0
-    return process.heavy >= SAMPLES
+        process.next_sample = now + SAMPLE_INTERVAL
+        process.memory = memory(process.pid)
+        process.samples_over = process.samples_over + 1 if process.memory > config.max_worker_memory else 0
+    return process.samples_over >= SAMPLES
 
 
 def memory(pid: int) -> int:
-    """Bytes that a process uses, of what is shared its part (PSS, proc_pid_smaps(5)); 0 where we may not look."""
+    """Bytes that a process uses, including its part of shared pages (PSS, proc_pid_smaps(5)); 0 if the kernel does not say."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:
                 if line.startswith(b"Pss:"):
                     return int(line.split()[1]) << 10
-    except OSError:  # it has gone; or a kernel that tells nobody
+    except OSError:  # it has exited, or this kernel does not let us read it
         pass
     return 0

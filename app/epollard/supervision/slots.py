@@ -10,13 +10,9 @@ from ..net.sockets import queue_length
 from ..scoreboard import ACCEPTED, ACTIVE, HEARTBEAT
 
 # Seconds that a queue may stand still before its worker counts as stuck. The worker may be computing, or stopped, or the
-# machine too small: whatever it is, others can take these connections sooner. It is seen when we look next, which may be late
-# on a machine that is too small.
+# machine too small: in any case, siblings can take these connections sooner. We notice at the next poll, which may be late on
+# a machine that is too small.
 STUCK_AFTER: Final = 0.15
-# Seconds before the second replacement of those who die early, doubled for each one more; the first comes at once. The bound is
-# for the clients that the kernel sends to this slot meanwhile: they wait in its queue.
-BACKOFF_FIRST: Final = 0.5
-BACKOFF_LAST: Final = 10.0
 
 
 class Slot:
@@ -26,21 +22,23 @@ class Slot:
         self.index = index
         self.listeners = listeners
         self.processes: list[Process] = []  # the worker; its replacement; those that drain
-        self.failures = 0  # early deaths in a row
-        self.next_attempt = 0.0
-        self.retires_at = math.inf  # when its worker is asked to go, because there are too many
-        self.patient = False  # and whether it may then take its time
-        # As `look` found it.
+        # For the rollout.
+        self.failures = 0  # early exits in a row
+        self.next_attempt = 0.0  # when the next worker may be started
+        # For a slot that is one too many.
+        self.retires_at = math.inf  # when its worker is asked to exit
+        self.patient = False  # whether the worker may then take its time
+        # As of the last `poll`.
         self.waiting = 0  # connections in its queues
-        self.accepted = 0  # by its processes
+        self.accepted = 0  # connections accepted by its processes
         self.moved = 0.0  # when its queues were last empty or moving
         self.stuck_at = math.inf  # since when they have not been
-        self.rescuer: Process | None = None  # of another slot, who serves these listeners meanwhile
+        self.rescuer: Process | None = None  # the worker of another slot that serves these listeners meanwhile
 
     @property
     def serving(self) -> "Sequence[Process]":
-        """Those that take connections."""
-        return [process for process in self.processes if process.ready and not process.leaving]
+        """The processes that take connections."""
+        return [process for process in self.processes if process.ready and not process.retiring]
 
     @property
     def stuck(self) -> bool:
@@ -54,27 +52,23 @@ class Slot:
     @property
     def load(self) -> int:
         """Connections that are open or wait."""
-        return self.waiting + sum(process.record[ACTIVE] for process in self.processes if not process.leaving)
+        return self.waiting + sum(process.record[ACTIVE] for process in self.processes if not process.retiring)
 
-    def back_off(self, now: float) -> float:
-        """One early death more. Returns how many seconds the next attempt is to wait."""
-        self.failures += 1
-        delay = min(BACKOFF_FIRST * 2.0 ** min(self.failures - 2, 60), BACKOFF_LAST) if self.failures > 1 else 0.0
-        self.next_attempt = now + delay
-        return delay
+    def poll(self, now: float, resumed: bool) -> int:
+        """Read the lengths of the queues. Returns how many connections came since the last time.
 
-    def look(self, now: float, rested: bool) -> int:
-        """Look at the queues; return how many connections came since the last time. If `rested`, so had everybody."""
+        `resumed`: the supervisor itself was suspended until now, so that a queue which has not moved means nothing.
+        """
         queued = sum(map(queue_length, self.listeners))
         accepted = sum(process.record[ACCEPTED] for process in self.processes)
         came = accepted - self.accepted + queued - self.waiting
         moves = accepted != self.accepted
-        was_empty = not self.waiting  # it may have been so until a moment ago, and it is long since we looked
+        was_empty = not self.waiting  # perhaps until a moment ago, however long ago the last poll was
         self.waiting, self.accepted = queued, accepted
-        if was_empty or not queued or moves or rested:
+        if was_empty or not queued or moves or resumed:
             self.moved = now
         if self.stuck:
-            # Others may have emptied its queue: it is well when it takes something, or turns its loop.
+            # An empty queue proves nothing: a sibling may have emptied it. The worker must accept something or turn its loop.
             if moves or any(process.record[HEARTBEAT] > self.stuck_at * 1e9 for process in self.serving):
                 self.stuck_at = math.inf
                 self.moved = now
@@ -84,7 +78,7 @@ class Slot:
 
 
 class Process:
-    """A worker process, as it is seen from here."""
+    """A worker process, as the supervisor sees it."""
 
     def __init__(
         self, pid: int, slot: Slot, generation: int, record: memoryview, report: int, channel: socket.socket, started: float
@@ -93,38 +87,39 @@ class Process:
         self.slot = slot
         self.generation = generation
         self.record = record
-        self.report = report  # a pipe, -1 once it is closed
-        self.told = b""  # what came through it
-        self.channel = channel  # hands it others' listeners
+        self.report_pipe = report  # -1 once it is closed
+        self.report = b""  # what came through it: why the worker cannot serve
+        self.channel = channel  # lends it listeners of other slots
         self.started = started
         self.ready_since = math.inf
-        self.leaving = False  # it was asked to go
+        # Its end.
+        self.retiring = False  # it was asked to exit
         self.deadline = math.inf  # for that
-        self.grace = math.inf  # the seconds until then that it was given
-        self.dropped = False  # it was told to drop everything
-        self.doom = ""  # why we kill it
+        self.grace = math.inf  # the seconds that it was given until then
+        self.quit_sent = False  # it was told to drop everything
+        self.kill_reason = ""  # why we end it by force, "" as long as we do not
         self.kill_at = math.inf
-        # Of its wear.
-        self.worn = ""  # why it is to be replaced
-        self.lot = int.from_bytes(os.urandom(8), "little")
-        self.used = 0  # bytes of memory, at the last look
-        self.heavy = 0  # times in a row that this was too much
+        # Recycling.
+        self.recycle_reason = ""  # why it is to be replaced, "" as long as it is not
+        self.jitter = int.from_bytes(os.urandom(8), "little")
+        self.memory = 0  # bytes used, at the last sample
+        self.samples_over = 0  # samples in a row that were over the limit
         self.next_sample = 0.0
 
-    def leave(self, now: float, grace: float) -> None:
-        """It goes within `grace` seconds. Being asked again gives no more time."""
-        self.leaving = True
+    def retire(self, now: float, grace: float) -> None:
+        """It is to exit within `grace` seconds. A second call can shorten that time, but not extend it."""
+        self.retiring = True
         if now + grace < self.deadline:
             self.deadline, self.grace = now + grace, grace
 
     @property
     def lingering(self) -> bool:
-        """Whether it was asked to go and may take its time."""
-        return self.leaving and self.deadline == math.inf
-
-    def __str__(self) -> str:
-        return f"worker {self.slot.index} (pid {self.pid})"
+        """Whether it was asked to exit and may take its time."""
+        return self.retiring and self.deadline == math.inf
 
     @property
     def ready(self) -> bool:
         return self.ready_since < math.inf
+
+    def __str__(self) -> str:
+        return f"worker {self.slot.index} (pid {self.pid})"

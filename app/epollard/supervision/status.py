@@ -55,7 +55,7 @@ def _slot(facts: Facts, slot: Slot) -> dict[str, Any]:
         process = slot.serving[-1]
         state = "stuck" if slot.stuck else "ready"
         seconds = facts.now - (slot.stuck_at if slot.stuck else process.ready_since)
-    elif booting := [process for process in slot.processes if not process.leaving]:
+    elif booting := [process for process in slot.processes if not process.retiring]:
         process, state = booting[-1], "booting"
         seconds = facts.now - process.started
     elif slot.next_attempt > facts.now:
