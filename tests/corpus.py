@@ -6,7 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from epollard.protocol.request import ChunkedBody, Fields, HeadReader, LengthBody, ProtocolError, Request
+from epollard.protocol.body import ChunkedBody, LengthBody
+from epollard.protocol.deflate import Deflate
+from epollard.protocol.frames import Receiver
+from epollard.protocol.grammar import ProtocolError
+from epollard.protocol.request import Fields, HeadReader, Request
 
 DIRECTORY = Path(__file__).parent / "requests"
 LIMITS = (8192, 100, 65536)  # the defaults: bytes a request line, fields, bytes of all fields
@@ -147,3 +151,15 @@ def facts(request: Request) -> dict[str, Any]:
         name: getattr(fields, name)
         for name in ("version", "host", "items", "keep_alive", "length", "chunked", "expect", "framed", "simple", "usual")
     }
+
+
+def deflate(offer: str = "permessage-deflate; client_max_window_bits") -> Deflate:
+    """The compression that a client gets which offers this."""
+    negotiated = Deflate.negotiate([offer])
+    assert negotiated
+    return negotiated
+
+
+def held(receiver: Receiver) -> int:
+    """How many bytes a receiver holds of messages and frames that are not whole."""
+    return len(receiver._held) + len(receiver._message)

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 import corpus
 from corpus import Found, Refused
-from epollard.protocol.request import ChunkedBody, Fields, HeadReader, ProtocolError
+from epollard.protocol.body import ChunkedBody
+from epollard.protocol.grammar import ProtocolError
+from epollard.protocol.request import Fields, HeadReader
 
 LIMITS = (64, 6, 160)
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epollard.protocol import response
-from epollard.protocol.request import ChunkedBody
+from epollard.protocol.body import ChunkedBody
 from epollard.protocol.response import HeadError
 
 TEXT = st.text(st.characters(max_codepoint=0x2100), max_size=8) | st.text("ab\r\n\0:\t \xe9", max_size=6)

@@ -12,21 +12,11 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from epollard.protocol.frames import (
-    BINARY,
-    CLOSE,
-    FAIL,
-    PING,
-    PONG,
-    TEXT,
-    Deflate,
-    Offer,
-    Receiver,
-    accept_head,
-    is_valid_close,
-    read_offer,
-)
-from epollard.protocol.request import HeadReader, ProtocolError, Request
+from corpus import deflate, held
+from epollard.protocol.frames import BINARY, CLOSE, FAIL, PING, PONG, TEXT, Receiver, is_valid_close
+from epollard.protocol.grammar import ProtocolError
+from epollard.protocol.handshake import Offer, accept_head, read_offer
+from epollard.protocol.request import HeadReader, Request
 
 LIMIT = 200
 CONTROL_FRAME = 131  # bytes at most
@@ -37,12 +27,6 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     """`data` in pieces."""
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
     return [data[start:end] for start, end in itertools.pairwise(edges)]
-
-
-def deflate() -> Deflate:
-    negotiated = Deflate.negotiate(["permessage-deflate; client_max_window_bits"])
-    assert negotiated
-    return negotiated
 
 
 # --- Bytes that are nearly frames ------------------------------------------------------------------------------------
@@ -92,11 +76,11 @@ def said(data: bytes, places: list[int], packed: bool) -> list[tuple[int, Any]]:
     events = []
     for piece in cut(data, places):
         events += receiver.feed(piece)
-        assert receiver.pending <= LIMIT + CONTROL_FRAME
+        assert held(receiver) <= LIMIT + CONTROL_FRAME
     for at, (kind, what) in enumerate(events):
         if kind in (CLOSE, FAIL):
             assert at == len(events) - 1
-            assert receiver.pending == 0
+            assert held(receiver) == 0
             assert isinstance(what[1], str)
             assert what[0] in (1002, 1007, 1009) if kind == FAIL else what[0] == 1005 or is_valid_close(what[0])
         elif kind == TEXT:

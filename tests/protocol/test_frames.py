@@ -15,27 +15,12 @@ from websockets.frames import Opcode
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from epollard.protocol.frames import (
-    BINARY,
-    CLOSE,
-    FAIL,
-    PING,
-    PONG,
-    TEXT,
-    Deflate,
-    Offer,
-    Receiver,
-    accept_head,
-    close_frame,
-    frame,
-    is_valid_close,
-    read_offer,
-    wants_upgrade,
-)
-from epollard.protocol.request import HeadReader, ProtocolError, Request
+from corpus import deflate, held
+from epollard.protocol.frames import BINARY, CLOSE, FAIL, PING, PONG, TEXT, Receiver, close_frame, frame, is_valid_close
+from epollard.protocol.handshake import Offer, accept_head, read_offer
+from epollard.protocol.request import HeadReader
 
 DATE_END = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n\r\n"
-KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 LIMIT = 1000
 
 
@@ -56,18 +41,12 @@ def single(data: bytes) -> list[bytes]:
     return [data[at : at + 1] for at in range(len(data))]
 
 
-def deflate(offer: str = "permessage-deflate; client_max_window_bits") -> Deflate:
-    negotiated = Deflate.negotiate([offer])
-    assert negotiated
-    return negotiated
-
-
 def brief(events: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
     """Events without the words for what failed."""
     return [(kind, what[0] if kind == FAIL else what) for kind, what in events]
 
 
-# --- What the client sends -------------------------------------------------------------------------------------------
+# --- What a client sends -------------------------------------------------------------------------------------------
 
 LONG = "\u00e9" * 300
 FRAMES = [
@@ -202,7 +181,7 @@ def test_what_comes_of_frames(packed: bool, data: bytes, events: list[tuple[int,
     ):
         receiver = Receiver(LIMIT, deflate() if packed else None)
         assert brief(fed(receiver, pieces)) == expected
-        assert receiver.pending == 0
+        assert held(receiver) == 0
         assert brief(receiver.feed(sent(0x8A))) == ([] if ended else [(PONG, b"")])
 
 
@@ -255,20 +234,6 @@ def test_what_looks_like_a_frame(data: bytes, at: int):
     """What would be a whole frame, had nothing come before it, is taken for the rest that it is."""
     assert Receiver(LIMIT, None).feed(data[at:])[0][0] in (TEXT, BINARY)
     assert fed(Receiver(LIMIT, None), [data[:at], data[at:]]) == Receiver(LIMIT, None).feed(data)
-
-
-def test_what_is_held_is_known():
-    """`pending` is the bytes that wait for the rest of a message or of a frame."""
-    receiver = Receiver(LIMIT, None)
-    assert receiver.pending == 0
-    receiver.feed(sent(0x01, b"abc"))
-    assert receiver.pending == 3
-    receiver.feed(sent(0x89, b"ping")[:7])
-    assert receiver.pending == 10
-    receiver.feed(sent(0x89, b"ping")[7:])
-    assert receiver.pending == 3
-    receiver.feed(sent(0x80))
-    assert receiver.pending == 0
 
 
 def test_floods_come_in_portions():
@@ -326,7 +291,7 @@ def test_fragments_take_no_more_than_their_bytes():
     receiver = Receiver(1 << 20, None)
     taken, events = peak(receiver, (fragments[at : at + 4096] for at in range(0, len(fragments), 4096)))
     assert events == []
-    assert receiver.pending == 10_001
+    assert held(receiver) == 10_001
     assert taken < 60_000
 
 
@@ -337,6 +302,17 @@ def test_a_big_frame_is_not_copied_again_and_again():
     taken, events = peak(Receiver(1 << 24, None), pieces)
     assert events == [(BINARY, bytes(1 << 24))]
     assert taken < 2.5 * (1 << 24)
+
+
+def test_silent_connections_take_no_memory():
+    """Negotiated compression costs nothing before the first compressed message."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        receivers = [Receiver(LIMIT, deflate()) for _ in range(100)]
+        assert (tracemalloc.get_traced_memory()[0] - before) / len(receivers) < 1024
+    finally:
+        tracemalloc.stop()
 
 
 @settings(deadline=None)  # time is no matter of a test
@@ -396,258 +372,6 @@ def test_codes_that_are_not_sent(code: int):
 def test_codes_that_are_sent(code: int):
     """All codes that RFC 6455 7.4 and its registry allow on the wire."""
     assert is_valid_close(code)
-
-
-# --- The handshake ---------------------------------------------------------------------------------------------------
-
-USUAL = {
-    "Host": "a",
-    "Upgrade": "websocket",
-    "Connection": "Upgrade",
-    "Sec-WebSocket-Key": KEY,
-    "Sec-WebSocket-Version": "13",
-}
-
-
-def asked(changed: dict[str, str | list[str] | None], first: str = "GET /chat HTTP/1.1") -> Request:
-    """A handshake, with some fields changed (None: left out; a list: more than once)."""
-    lines = [first]
-    for name, value in (USUAL | changed).items():
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        lines += [f"{name}: {one}" for one in values]
-    request = HeadReader(8192, 100, 65536).read("\r\n".join([*lines, "", ""]).encode("latin-1"))
-    assert request
-    return request
-
-
-PROTOCOL = "Sec-WebSocket-Protocol"
-EXTENSIONS = "Sec-WebSocket-Extensions"
-TAKEN: list[tuple[dict[str, str | list[str] | None], list[str]]] = [
-    ({}, []),
-    ({"Upgrade": "WebSocket", "Connection": "keep-alive, Upgrade"}, []),
-    ({"Upgrade": "foo/1, websocket", "Connection": ["keep-alive", "UPGRADE"]}, []),
-    ({"Content-Length": "0"}, []),
-    ({PROTOCOL: "chat"}, ["chat"]),
-    ({PROTOCOL: "b, a,c"}, ["b", "a", "c"]),
-    ({PROTOCOL: ["b", "a"]}, ["b", "a"]),
-    ({PROTOCOL: "a,, ,b,"}, ["a", "b"]),
-    ({PROTOCOL: ""}, []),
-    ({PROTOCOL: "a, A"}, ["a", "A"]),
-    ({EXTENSIONS: 'x-unknown; a=1; b="c", y'}, []),
-]
-
-
-@pytest.mark.parametrize(("changed", "subprotocols"), TAKEN)
-def test_handshakes_that_are_taken(changed: dict[str, str | list[str] | None], subprotocols: list[str]):
-    """What RFC 6455 4.2.1 allows is an offer, subprotocols in the order of the client."""
-    request = asked(changed)
-    assert wants_upgrade(request.fields)
-    assert read_offer(request, False) == Offer(KEY, subprotocols, None)
-    assert read_offer(request, True) == Offer(KEY, subprotocols, None)
-
-
-REFUSED: list[tuple[dict[str, str | list[str] | None], int]] = [
-    ({"Connection": None}, 400),
-    ({"Connection": "keep-alive"}, 400),
-    ({"Connection": "Upgraded"}, 400),
-    ({"Upgrade": None}, 400),
-    ({"Upgrade": "h2c"}, 400),
-    ({"Upgrade": "websocket/13"}, 400),
-    ({"Sec-WebSocket-Version": None}, 426),
-    ({"Sec-WebSocket-Version": "8"}, 426),
-    ({"Sec-WebSocket-Version": "013"}, 426),
-    ({"Sec-WebSocket-Version": "\xb9\xb3"}, 426),
-    ({"Sec-WebSocket-Version": "13, 8"}, 426),
-    ({"Sec-WebSocket-Version": ["13", "13"]}, 426),
-    ({"Sec-WebSocket-Key": None}, 400),
-    ({"Sec-WebSocket-Key": ""}, 400),
-    ({"Sec-WebSocket-Key": [KEY, KEY]}, 400),
-    ({"Sec-WebSocket-Key": KEY[:-1]}, 400),
-    ({"Sec-WebSocket-Key": "A" + KEY}, 400),
-    ({"Sec-WebSocket-Key": "A" * 24}, 400),
-    ({"Sec-WebSocket-Key": "A" * 23 + "="}, 400),
-    ({"Sec-WebSocket-Key": KEY.replace("G", "-")}, 400),
-    ({"Sec-WebSocket-Key": KEY.replace("G", "\xe9")}, 400),
-    ({"Content-Length": "5"}, 400),
-    ({"Transfer-Encoding": "chunked"}, 400),
-    ({PROTOCOL: "a, a"}, 400),
-    ({PROTOCOL: ["a", "a"]}, 400),
-    ({PROTOCOL: "a b"}, 400),
-    ({PROTOCOL: "a;b"}, 400),
-    ({PROTOCOL: '"a"'}, 400),
-    ({PROTOCOL: "caf\xe9"}, 400),
-    ({PROTOCOL: "\xff"}, 400),
-    ({EXTENSIONS: "\xff"}, 400),
-    ({EXTENSIONS: "permessage-deflate; \xe9"}, 400),
-    ({EXTENSIONS: "permessage-deflate;"}, 400),
-    ({EXTENSIONS: "permessage-deflate, b c"}, 400),
-    ({EXTENSIONS: "; a"}, 400),
-    ({EXTENSIONS: "a; =b"}, 400),
-    ({EXTENSIONS: "a; b="}, 400),
-    ({EXTENSIONS: 'a; b=""'}, 400),
-    ({EXTENSIONS: 'a; b="c'}, 400),
-    ({EXTENSIONS: 'a; b="c,d"'}, 400),
-    ({EXTENSIONS: "a; b=c=d"}, 400),
-]
-
-
-@pytest.mark.parametrize(("changed", "status"), REFUSED)
-def test_handshakes_that_are_refused(changed: dict[str, str | list[str] | None], status: int):
-    """What RFC 6455 4.2.1 forbids has its status, with compression or without, and no byte of the client's in the reason."""
-    for enabled in (True, False):
-        with pytest.raises(ProtocolError) as caught:
-            read_offer(asked(changed), enabled)
-        assert caught.value.status == status
-        assert caught.value.reason.isascii()
-
-
-@pytest.mark.parametrize("first", ["POST / HTTP/1.1", "HEAD / HTTP/1.1", "GET / HTTP/1.0"])
-def test_other_requests_are_refused(first: str):
-    """Only a GET of HTTP/1.1 opens a WebSocket; in HTTP/1.0 Upgrade is not heard (RFC 9110 7.8)."""
-    request = asked({}, first)
-    assert wants_upgrade(request.fields) == first.endswith("1.1")
-    with pytest.raises(ProtocolError) as caught:
-        read_offer(request, True)
-    assert caught.value.status == 400
-
-
-def test_requests_that_want_something_else():
-    """Without Upgrade, or with another one, a request is an ordinary one."""
-    assert not wants_upgrade(asked({"Upgrade": None}).fields)
-    assert not wants_upgrade(asked({"Upgrade": "h2c"}).fields)
-
-
-def test_the_head_that_opens():
-    """The answer of RFC 6455 1.3, with a subprotocol, what was negotiated, and the application's own headers."""
-    offer = read_offer(asked({PROTOCOL: "a, b", EXTENSIONS: "permessage-deflate"}), True)
-    headers = [(b"Set-Cookie", b"a=b"), (b"x-latin", b"caf\xe9"), (b"set-cookie", b"c")]
-    assert accept_head(offer, "b", headers, DATE_END) == (
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: b\r\n"
-        b"Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=12; client_no_context_takeover\r\n"
-        b"Set-Cookie: a=b\r\nx-latin: caf\xe9\r\nset-cookie: c\r\nServer: epollard\r\n" + DATE_END
-    )
-
-
-def test_the_shortest_head_that_opens():
-    """Nothing is said of what was not asked, and what an application says of the connection is dropped."""
-    headers = [
-        *[(b"Connection", b"close"), (b"Upgrade", b"h2c"), (b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked")],
-        *[(b"sec-websocket-accept", b"x"), (b"Sec-WebSocket-Protocol", b"x"), (b"Sec-WebSocket-Extensions", b"x")],
-        *[(b"Date", b"x"), (b"Keep-Alive", b"x"), (b"server", b"mine")],
-    ]
-    assert accept_head(Offer(KEY, ["a"], None), None, headers, DATE_END) == (
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nserver: mine\r\n" + DATE_END
-    )
-
-
-@pytest.mark.parametrize("bad", [b"a\r\nb: c", b"a\nb", b"a\rb", b"a\0", b"\x7f", b"a\x0b"])
-def test_headers_that_cannot_be_sent(bad: bytes):
-    """A line break of an application's value never reaches the wire, in a header that is dropped neither."""
-    for name, value in ((b"x", bad), (bad, b"x"), (b"date", bad)):
-        with pytest.raises(ValueError, match="bad"):
-            accept_head(Offer(KEY, [], None), None, [(name, value)], DATE_END)
-
-
-@pytest.mark.parametrize("bad", ["c", "", "A", "a, b", "a\r\nb: c"])
-def test_subprotocols_that_were_not_offered(bad: str):
-    """The client would fail the connection (RFC 6455 4.1): better that the application hears of it."""
-    with pytest.raises(ValueError, match="subprotocol"):
-        accept_head(Offer(KEY, ["a", "b"], None), bad, [], DATE_END)
-
-
-# --- Compression -----------------------------------------------------------------------------------------------------
-
-PMD = "permessage-deflate"
-NEGOTIATED: list[tuple[list[str], str | None]] = [
-    ([], None),
-    ([""], None),
-    (["x-webkit-deflate-frame"], None),
-    ([PMD], "server_max_window_bits=12; client_no_context_takeover"),
-    ([f"x; y=z, {PMD}"], "server_max_window_bits=12; client_no_context_takeover"),
-    ([f"{PMD}; client_max_window_bits"], "server_max_window_bits=12; client_max_window_bits=12"),
-    ([f"{PMD};client_max_window_bits=15"], "server_max_window_bits=12; client_max_window_bits=12"),
-    ([f'{PMD} ; client_max_window_bits = "10"'], "server_max_window_bits=12; client_max_window_bits=10"),
-    ([f"{PMD}; client_max_window_bits=8"], "server_max_window_bits=12; client_max_window_bits=8"),
-    ([f"{PMD}; server_max_window_bits=8"], "server_max_window_bits=8; client_no_context_takeover"),
-    ([f"{PMD}; server_max_window_bits=15"], "server_max_window_bits=12; client_no_context_takeover"),
-    (
-        [f"{PMD}; server_no_context_takeover; client_max_window_bits"],
-        "server_max_window_bits=12; client_max_window_bits=12; server_no_context_takeover",
-    ),
-    (
-        [f"{PMD}; client_max_window_bits; client_no_context_takeover"],
-        "server_max_window_bits=12; client_max_window_bits=12; client_no_context_takeover",
-    ),
-    # declined, with or without another one behind
-    ([f"{PMD}; server_max_window_bits"], None),
-    ([f"{PMD}; server_max_window_bits=7"], None),
-    ([f"{PMD}; server_max_window_bits=16"], None),
-    ([f"{PMD}; server_max_window_bits=08"], None),
-    ([f"{PMD}; server_max_window_bits=+9"], None),
-    ([f"{PMD}; server_max_window_bits={'9' * 5000}"], None),
-    ([f"{PMD}; client_max_window_bits=16"], None),
-    ([f"{PMD}; server_no_context_takeover=1"], None),
-    ([f"{PMD}; client_no_context_takeover=x"], None),
-    ([f"{PMD}; client_max_window_bits; client_max_window_bits"], None),
-    ([f"{PMD}; server_no_context_takeover; server_no_context_takeover"], None),
-    ([f"{PMD}; unknown"], None),
-    ([f"{PMD.upper()}"], None),
-    ([f"{PMD}; unknown, {PMD}; server_max_window_bits=9"], "server_max_window_bits=9; client_no_context_takeover"),
-    ([f"{PMD}; unknown", f"{PMD}; server_max_window_bits=9"], "server_max_window_bits=9; client_no_context_takeover"),
-    ([f"{PMD}; server_max_window_bits=10, {PMD}"], "server_max_window_bits=10; client_no_context_takeover"),
-]
-
-
-@pytest.mark.parametrize(("values", "answer"), NEGOTIATED)
-def test_what_is_negotiated(values: list[str], answer: str | None):
-    """The first offer that can be kept is taken, within our bounds; one that RFC 7692 7.1 forbids is passed over."""
-    negotiated = Deflate.negotiate(values)
-    assert (negotiated and negotiated.header) == (answer and f"{PMD}; {answer}")
-
-
-@pytest.mark.parametrize("bits", range(8, 16))
-def test_our_window_is_as_small_as_was_asked(bits: int):
-    """A client with the window that it asked for can read all that we compress, far matches included."""
-    server = deflate(f"{PMD}; server_max_window_bits={bits}")
-    client = zlib.decompressobj(-bits)
-    noise = bytes(at * at * 31 % 257 % 256 for at in range(200))
-    for message in (noise * 3, noise[::-1] + noise[:70] + noise[::-1], b"a" * 999, (noise + b"xyz") * 40):
-        data = server.compress(message) + b"\0\0\xff\xff"
-        content = b""
-        while data:  # byte by byte, so that zlib looks into its window and not into what it just gave out
-            content += client.decompress(data, 1)
-            data = client.unconsumed_tail
-        while more := client.decompress(b"", 1):
-            content += more
-        assert content == message
-
-
-def test_contexts_are_kept_or_not():
-    """What was said before makes the next message shorter, unless the client asked to forget."""
-    kept, forgotten = deflate(), deflate(f"{PMD}; server_no_context_takeover")
-    message = bytes(range(256))
-    assert len(kept.compress(message)) > 256
-    assert len(kept.compress(message)) < 20
-    assert forgotten.compress(message) == forgotten.compress(message)
-
-
-def test_an_empty_message_is_one_byte():
-    """RFC 7692 7.2.3.6, also the second time."""
-    server = deflate()
-    assert [server.compress(b"") for _ in range(3)] == [b"\0"] * 3
-
-
-def test_silent_connections_take_no_memory():
-    """Negotiated compression costs nothing before the first compressed message."""
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        receivers = [Receiver(LIMIT, deflate()) for _ in range(100)]
-        assert (tracemalloc.get_traced_memory()[0] - before) / len(receivers) < 1024
-    finally:
-        tracemalloc.stop()
 
 
 # --- The library at the other end ------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from epollard.protocol import response
-from epollard.protocol.response import CACHED_BYTES, CACHED_ENTRIES, Head, HeadError
+from epollard.protocol.grammar import CACHED_BYTES, CACHED_ENTRIES
+from epollard.protocol.response import Head, HeadError
 
 SERVER = "Server: epollard\r\n"
 

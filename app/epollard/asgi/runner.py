@@ -21,8 +21,9 @@ from .. import log
 from ..net.connection import Connection
 from ..net.contracts import AccessLogger, Runner
 from ..net.loop import Loop
-from ..protocol import frames
-from ..protocol.request import ProtocolError, Request
+from ..protocol import handshake
+from ..protocol.grammar import ProtocolError
+from ..protocol.request import Request
 from .exchange import App, HTTPExchange
 from .lifespan import Lifespan
 from .scope import Scope, Scopes
@@ -153,7 +154,7 @@ class AsgiRunner(Runner):
 
     def _begin_websocket(self, connection: Connection, request: Request, scope: Scope) -> None:
         try:
-            offer = frames.read_offer(request, self._deflate)
+            offer = handshake.read_offer(request, self._deflate)
         except ProtocolError as error:
             connection.reject(error)
             return

@@ -7,7 +7,7 @@ dictionaries that stand for extensions.
 from typing import Any, Final
 
 from ..net.connection import Connection
-from ..protocol.frames import wants_upgrade
+from ..protocol.handshake import wants_upgrade
 from ..protocol.request import Fields, Line, Request, Shape
 
 Scope = dict[str, Any]

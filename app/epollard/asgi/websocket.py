@@ -19,8 +19,9 @@ from .. import log
 from ..net.connection import Connection
 from ..net.context import NEVER
 from ..net.write_buffer import HIGH, LOW
-from ..protocol import frames, response
-from ..protocol.frames import BINARY, CLOSE, FAIL, PING, PONG, TEXT, Offer, Receiver, close_frame, frame
+from ..protocol import handshake, response
+from ..protocol.frames import BINARY, CLOSE, FAIL, PING, PONG, TEXT, Receiver, close_frame, frame
+from ..protocol.handshake import Offer
 from ..protocol.request import Request
 from .exchange import (
     CLIENT_LEFT,
@@ -203,7 +204,7 @@ class WebSocketExchange:
         if subprotocol is not None and subprotocol not in self._offer.subprotocols:
             raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
         date_end = self.connection.context.date_end
-        head = frames.accept_head(self._offer, subprotocol, message.get("headers") or (), date_end)
+        head = handshake.accept_head(self._offer, subprotocol, message.get("headers") or (), date_end)
         self._state = OPEN
         self.connection.detach()
         self.connection.upgrade(head, self)

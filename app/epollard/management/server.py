@@ -19,7 +19,8 @@ from ..net import sockets
 from ..net.acceptor import Acceptor
 from ..net.loop import IN, OUT, Loop
 from ..protocol import response
-from ..protocol.request import HeadReader, ProtocolError, Request
+from ..protocol.grammar import ProtocolError
+from ..protocol.request import HeadReader, Request
 
 # Seconds for a client, from the accept to the end of its response. One that works needs a few ms.
 CLIENT_TIMEOUT: Final = 5.0

@@ -12,7 +12,9 @@ from typing import Any, Final, cast
 
 from .. import log
 from ..protocol import response
-from ..protocol.request import ChunkedBody, Fields, LengthBody, ProtocolError, Request
+from ..protocol.body import ChunkedBody, LengthBody
+from ..protocol.grammar import ProtocolError
+from ..protocol.request import Fields, Request
 from ..protocol.response import CHUNKED, CLOSE, KEEP, Head
 from .context import NEVER, RECEIVE, WorkerContext
 from .contracts import DisconnectSink, Sink, UpgradedProtocol

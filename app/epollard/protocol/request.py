@@ -15,55 +15,36 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-# How much is remembered. Beyond a bound a cache is emptied, which costs one parse for each shape that is still in use.
-CACHED_ENTRIES: Final = 256
-CACHED_BYTES: Final = 2048
+from .grammar import (
+    CACHED_BYTES,
+    CACHED_ENTRIES,
+    CONTROLS,
+    DIGITS,
+    LENGTH_DIGITS,
+    TOKEN,
+    VALUE_CHARACTER,
+    ProtocolError,
+    elements,
+)
+
 # Heads that have come once, as hashes: to keep one that never comes again costs more than to judge it.
 SEEN_ENTRIES: Final = 1024
 # To compile an expression takes 5 ms: so many heads must have had the same names, and not too many.
 COMPILE_AFTER: Final = 256
 COMPILE_NAMES: Final = 32
 
-# RFC 9110 5.6.2: token. RFC 9110 5.5: field values hold visible characters, SP, HTAB and obs-text, so no control characters.
-_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_CONTROLS: Final = bytes([*range(9), *range(10, 32), 127])
 # RFC 3986 3.3, 3.4, loosely: visible ASCII. A fragment (#) is never sent (RFC 9110 7.1).
 _TARGET: Final = re.compile(r"[!\"$-~]+")
 # The usual request line: method, target, path (nothing to decode in it), query. All others are judged with more care.
 _USUAL_LINE: Final = re.compile(r"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) ((/[!\"$&->@-~]*+)(?:\?|\Z)([!\"$-~]*+))")
 # RFC 3986 3.2.2: reg-name (which covers IPv4), or an IP literal, then a port. Possessive: it cannot backtrack.
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++)(?::[0-9]{0,5})?")
-_DIGITS: Final = re.compile(r"[0-9]+")
 _NOTHING: Final = re.compile(r"(?!)")
 _VERSION: Final = re.compile(r"[0-9]\.[0-9]")
 _METHOD_LENGTH: Final = 32  # the longest registered method is UPDATEREDIRECTREF (17)
 _VERSION_LENGTH: Final = len(" HTTP/1.1")
-_LENGTH_DIGITS: Final = 18  # more than any file; keeps int() cheap
 _SINGLETONS: Final = ("host", "content-length", "transfer-encoding", "content-type", "expect")
 _FRAMING: Final = ("content-length", "transfer-encoding", "expect")
-
-# RFC 9112 7.1: a chunk's size line, and the whole of the trailers, stay within these. Chunk extensions, which nobody reads, may
-# be no more than this over the bytes of the body (7.1.1), or a small body would be endless.
-CHUNK_LINE: Final = 1024
-TRAILER_BYTES: Final = 16 * 1024
-EXTENSION_BYTES: Final = 16 * 1024
-_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t -~\x80-\xff]*)?")
-# RFC 9110 6.5.1: fields that decide framing, routing or authentication have no place in a trailer.
-_NO_TRAILERS: Final = frozenset(
-    (
-        *("transfer-encoding", "content-length", "host", "connection", "expect", "te", "trailer", "upgrade"),
-        *("authorization", "cookie", "content-type", "content-encoding"),
-    )
-)
-
-
-class ProtocolError(Exception):
-    """The peer broke a rule. `status` is what to answer, `reason` what to write in the log (no byte of the peer's in it)."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(status, reason)
-        self.status = status
-        self.reason = reason
 
 
 class Line:
@@ -98,7 +79,7 @@ class Shape:
 
     def compile(self, raw: Sequence[str]) -> None:
         """Make the expression, from the version and the names as they are sent. Possessive: it cannot backtrack."""
-        lines = [rf"{re.escape(name)}:[ \t]*+([\t -~\x80-\xff]*+)(?<![ \t])\r\n" for name in raw[1:]]
+        lines = [rf"{re.escape(name)}:[ \t]*+({VALUE_CHARACTER}*+)(?<![ \t])\r\n" for name in raw[1:]]
         # The first " HTTP/" ends the target, whatever follows it.
         start = rf"([!-~]++ (?!HTTP/)[!-~]++) HTTP/{re.escape(raw[0])}\r\n"
         self.match = re.compile("".join((start, *lines, r"\r\n"))).match
@@ -266,7 +247,7 @@ class HeadReader:
             first = data[start : start + self.max_line + 2]
             if len(first) > self.max_line + 1:  # the last byte may be the CR
                 raise ProtocolError(414, f"request line over {self.max_line} bytes")
-            if first and first != b"\r" and not _TOKEN.match(chr(first[0])):
+            if first and first != b"\r" and not TOKEN.match(chr(first[0])):
                 raise ProtocolError(400, "not HTTP")
             return
         first = data[start:end]
@@ -299,7 +280,7 @@ class HeadReader:
         if len(first) + _VERSION_LENGTH > self.max_line:
             raise ProtocolError(414, f"request line over {self.max_line} bytes")
         method, _, target = first.partition(" ")
-        if not _TOKEN.fullmatch(method):
+        if not TOKEN.fullmatch(method):
             raise ProtocolError(400, "bad method")
         if len(method) > _METHOD_LENGTH:  # RFC 9112 3
             raise ProtocolError(501, f"method over {_METHOD_LENGTH} bytes")
@@ -337,7 +318,7 @@ class HeadReader:
         shape = self._shapes.get(names)
         if shape is None or colons[0]:  # of a colon behind the version no name of a shape tells
             _judge_version(lines[0])
-        if len(right.translate(None, _CONTROLS)) + 2 * (len(lines) - 1) != len(right):
+        if len(right.translate(None, CONTROLS)) + 2 * (len(lines) - 1) != len(right):
             raise ProtocolError(400, "control character in the head")
         if shape is None or colons.count(":") != len(lines) - 1:
             shape = self._read_shape(names, colons)
@@ -353,7 +334,7 @@ class HeadReader:
             raise ProtocolError(431, f"more than {self.max_headers} header fields")
         for name, colon in zip(names[1:], colons[1:], strict=True):
             # White space before the colon (RFC 9112 5.1) and folded lines (5.2) are no token either: both are refused here.
-            if not _TOKEN.fullmatch(name):
+            if not TOKEN.fullmatch(name):
                 raise ProtocolError(400, "bad header field name")
             if not colon:
                 raise ProtocolError(400, "header field without a colon")
@@ -412,10 +393,10 @@ def _judge_framing(fields: Fields) -> None:
             raise ProtocolError(501, "transfer coding other than chunked")
         fields.chunked = fields.framed = True
     elif length is not None:
-        if not _DIGITS.fullmatch(length):
+        if not DIGITS.fullmatch(length):
             raise ProtocolError(400, "bad Content-Length")
-        if len(length) > _LENGTH_DIGITS:
-            raise ProtocolError(413, "Content-Length of more than 18 digits")
+        if len(length) > LENGTH_DIGITS:
+            raise ProtocolError(413, f"Content-Length of more than {LENGTH_DIGITS} digits")
         fields.length = int(length)
         fields.framed = fields.length > 0
     expect = single.get("expect")
@@ -428,8 +409,7 @@ def _judge_framing(fields: Fields) -> None:
 
 def _judge_connection(fields: Fields) -> None:
     """Whether the connection goes on (RFC 9112 9.3)."""
-    text = ",".join([fields.values[index] for index in fields.shape.connection]).lower()
-    options = [option.strip(" \t") for option in text.split(",")]
+    options = elements([fields.values[index].lower() for index in fields.shape.connection])
     fields.keep_alive = "close" not in options and (fields.version != "1.0" or "keep-alive" in options)
 
 
@@ -441,122 +421,3 @@ def _with_host(fields: Fields, authority: str) -> Fields:
     for slot in ("chunked", "expect", "framed", "keep_alive", "length", "simple", "usual"):
         setattr(other, slot, getattr(fields, slot))
     return other
-
-
-class LengthBody:
-    """A body of a known length (RFC 9112 6.2)."""
-
-    __slots__ = ("done", "left", "rest")
-
-    def __init__(self, length: int) -> None:
-        self.left = length
-        self.done = length == 0
-        self.rest = b""  # what came behind the body, once it is done
-
-    def feed(self, data: bytes) -> bytes:
-        """Take bytes from the connection, return those of the body."""
-        if len(data) < self.left:
-            self.left -= len(data)
-            return data
-        self.done = True
-        self.rest = data[self.left :]
-        return data[: self.left] if self.rest else data
-
-
-class ChunkedBody:
-    """A chunked body (RFC 9112 7.1) of at most `limit` bytes. Lines end by CRLF alone; trailers are judged and dropped."""
-
-    __slots__ = ("_buffer", "_extensions", "_left", "_stage", "_taken", "_trailers", "done", "limit", "rest")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.done = False
-        self.rest = b""
-        self._buffer = b""
-        self._left = 0  # bytes of the chunk under way
-        self._taken = 0
-        self._extensions = 0
-        self._trailers = 0
-        self._stage = self._size
-
-    def feed(self, data: bytes) -> bytes:
-        """Take bytes from the connection, return those of the body. Raises `ProtocolError` 400, 413, 431."""
-        if self._buffer:
-            data = self._buffer + data
-        content: list[bytes] = []
-        start = 0
-        while not self.done:
-            after = self._stage(data, start, content)
-            if after < 0:
-                break
-            start = after
-        if self.done:
-            self.rest = data[start:]
-            self._buffer = b""
-        else:
-            self._buffer = data[start:]
-        return b"".join(content)
-
-    # Each stage returns where it stopped, or -1 where it needs more bytes than there are.
-
-    def _size(self, data: bytes, start: int, content: list[bytes]) -> int:
-        end = data.find(b"\r\n", start, start + CHUNK_LINE + 2)
-        if end < 0:
-            if len(data) - start > CHUNK_LINE + 1:  # the last byte may be the CR
-                raise ProtocolError(400, f"chunk size line over {CHUNK_LINE} bytes")
-            if b"\n" in data[start:]:
-                raise ProtocolError(400, "bare LF in a chunk size line")
-            return -1
-        match = _CHUNK_SIZE.fullmatch(data, start, end)
-        if not match:
-            raise ProtocolError(400, "bad chunk size")
-        self._left = int(match[1], 16)
-        self._taken += self._left
-        if self._taken > self.limit:
-            raise ProtocolError(413, f"body over {self.limit} bytes")
-        self._extensions += end - match.end(1)
-        if self._extensions > self._taken + EXTENSION_BYTES:
-            raise ProtocolError(400, "chunk extensions outweigh the body")
-        self._stage = self._data if self._left else self._trailer
-        return end + 2
-
-    def _data(self, data: bytes, start: int, content: list[bytes]) -> int:
-        end = start + self._left
-        if len(data) < end:
-            if len(data) == start:
-                return -1
-            content.append(data[start:])
-            self._left -= len(data) - start
-            return len(data)
-        content.append(data[start:end])
-        self._stage = self._crlf
-        return end
-
-    def _crlf(self, data: bytes, start: int, content: list[bytes]) -> int:
-        after = data[start : start + 2]
-        if not b"\r\n".startswith(after):
-            raise ProtocolError(400, "chunk data not ended by CRLF")
-        if len(after) < 2:
-            return -1
-        self._stage = self._size
-        return start + 2
-
-    def _trailer(self, data: bytes, start: int, content: list[bytes]) -> int:
-        end = data.find(b"\r\n", start)
-        if self._trailers + (len(data) - 1 if end < 0 else end) - start > TRAILER_BYTES:  # the last byte may be the CR
-            raise ProtocolError(431, f"trailers over {TRAILER_BYTES} bytes")
-        if end < 0:
-            if b"\n" in data[start:]:
-                raise ProtocolError(400, "bare LF in a trailer")
-            return -1
-        if end == start:
-            self.done = True
-            return end + 2
-        line = data[start:end]
-        name, colon, _ = line.decode("latin-1").partition(":")
-        if not colon or not _TOKEN.fullmatch(name) or len(line.translate(None, _CONTROLS)) != len(line):
-            raise ProtocolError(400, "bad trailer")
-        if name.lower() in _NO_TRAILERS:
-            raise ProtocolError(400, "forbidden trailer")
-        self._trailers += len(line) + 2
-        return end + 2

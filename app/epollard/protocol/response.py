@@ -10,23 +10,23 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
 
-# Bytes of body that are copied behind their head, for one send of both; more is sent without a copy.
-COPY_BELOW: Final = 64 * 1024
-CACHED_ENTRIES: Final = 256
-CACHED_BYTES: Final = 2048
-
-_STATUS: Final = re.compile(r"([1-9][0-9]{2})(?: [\t -~\x80-\xff]*)?")
-_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")
-_DIGITS: Final = re.compile(r"[0-9]{1,18}")
-_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
-# RFC 9110 7.6.1: these speak of the connection, which is the server's. "close" is heard; the rest is dropped (see PEP 3333).
-_HOP_BY_HOP: Final = frozenset(
-    ("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
+from .grammar import (
+    CACHED_BYTES,
+    CACHED_ENTRIES,
+    DIGITS,
+    FORBIDDEN_TRAILERS,
+    HOP_BY_HOP,
+    LENGTH_DIGITS,
+    TOKEN,
+    VALUE,
+    VALUE_CHARACTER,
 )
 
-# RFC 9110 6.5.1: what decides framing comes in no other place than the head of a final answer.
-_FRAMING: Final = _HOP_BY_HOP | {"content-length", "host"}
+# Bytes of body that are copied behind their head, for one send of both; more is sent without a copy.
+COPY_BELOW: Final = 64 * 1024
+
+_STATUS: Final = re.compile(rf"([1-9][0-9]{{2}})(?: {VALUE_CHARACTER}*)?")
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"Connection: close\r\n"
@@ -90,7 +90,7 @@ def raw_head(status: int, headers: Iterable[Iterable[bytes]]) -> Head:
     if known is None:
         if type(status) is not int and not isinstance(status, HTTPStatus):
             raise TypeError(f"status must be a number, not {type(status).__name__}")
-        known = _new_head(f"{status:d} {_REASONS.get(status, '')}", _decoded(pairs))
+        known = _new_head(f"{status:d} {_REASONS.get(status, '')}", decode_fields(pairs))
         if len(known.lines) <= CACHED_BYTES:
             if len(KNOWN_RAW_HEADS) >= CACHED_ENTRIES:
                 KNOWN_RAW_HEADS.clear()
@@ -98,7 +98,8 @@ def raw_head(status: int, headers: Iterable[Iterable[bytes]]) -> Head:
     return known
 
 
-def _decoded(pairs: Iterable[Iterable[bytes]]) -> list[tuple[str, str]]:
+def decode_fields(pairs: Iterable[Iterable[bytes]]) -> list[tuple[str, str]]:
+    """Names and values as an ASGI application gives them, to text. Raises `TypeError`."""
     decoded = []
     for name, value in pairs:
         if not isinstance(name, bytes) or not isinstance(value, bytes):
@@ -107,12 +108,23 @@ def _decoded(pairs: Iterable[Iterable[bytes]]) -> list[tuple[str, str]]:
     return decoded
 
 
+def judge_field(name: str, value: str) -> str:
+    """Judge a header field; its name in lower case. Raises `HeadError`, `TypeError`."""
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise TypeError(f"header names and values must be strings: {name!r}: {value!r}")
+    if not TOKEN.fullmatch(name):
+        raise HeadError(f"bad header name {name!r}")
+    if not VALUE.fullmatch(value):
+        raise HeadError(f"bad value of header {name}: {value!r}")
+    return name.lower()
+
+
 def field_lines(headers: Iterable[Iterable[bytes]]) -> bytes:
-    """Field lines that stand outside a final head: of trailers, of 103. Raises `HeadError`, `TypeError`."""
+    """The field lines of trailers, or of a response that precedes the final one (103). Raises `HeadError`, `TypeError`."""
     lines = []
-    for name, value in _decoded(tuple(map(tuple, headers))):
-        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value) or name.lower() in _FRAMING:
-            raise HeadError(f"bad field {name!r}: {value!r}")
+    for name, value in decode_fields(headers):
+        if judge_field(name, value) in FORBIDDEN_TRAILERS:
+            raise HeadError(f"header {name} outside the head of a final response")
         lines.append(f"{name}: {value}\r\n")
     return "".join(lines).encode("latin-1")
 
@@ -131,18 +143,12 @@ def _new_head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
     length = None
     close = dated = served = events = False
     for name, value in headers:
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"header names and values must be strings: {name!r}: {value!r}")
-        if not _NAME.fullmatch(name):
-            raise HeadError(f"bad header name {name!r}")
-        if not _VALUE.fullmatch(value):
-            raise HeadError(f"bad value of header {name}: {value!r}")
-        lower = name.lower()
-        if lower in _HOP_BY_HOP:
+        lower = judge_field(name, value)
+        if lower in HOP_BY_HOP:
             close = close or (lower == "connection" and "close" in value.lower())
             continue
         if lower == "content-length":
-            if not _DIGITS.fullmatch(value) or (length is not None and length != int(value)):
+            if not DIGITS.fullmatch(value) or len(value) > LENGTH_DIGITS or (length is not None and length != int(value)):
                 raise HeadError(f"bad Content-Length {value!r}")
             if length is not None:
                 continue
