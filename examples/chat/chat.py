@@ -1,17 +1,17 @@
 """A WebSocket chat as a plain ASGI application: nothing to install. It needs nothing of the server that serves it.
 
     GET  /                            the page
-    GET  /rooms                       how many people are in which room, as JSON
-    WS   /chat?room=ROOM&name=NAME    whoever is connected is in the room
+    GET  /rooms                       the number of people in each room, as JSON
+    WS   /chat?room=ROOM&name=NAME    a client is in the room as long as it is connected
 
-A text message from a client is what it says, as it is. What it is told is JSON:
+A client sends text messages, which are posted as they are. It receives JSON:
 
-    {"type": "welcome", "you": ..., "people": [...], "history": [...]}    first; `you` is NAME, with a number if that was taken
-    {"type": "said", "id": ..., "name": ..., "text": ..., "time": ...}    by anybody, itself too; seconds since 1970
-    {"type": "joined", "name": ...}, {"type": "left", "name": ...}        somebody else
-    {"type": "refused", "why": ...}                                       what it said was too long, or nothing
+    {"type": "welcome", "you": ..., "people": [...], "history": [...]}    first; `you` is NAME, with a number if it is taken
+    {"type": "said", "id": ..., "name": ..., "text": ..., "time": ...}    by anyone, also itself; seconds since 1970
+    {"type": "joined", "name": ...}, {"type": "left", "name": ...}        another client
+    {"type": "refused", "why": ...}                                       its message was too long or empty
 
-Closed with 1008 where it cannot come in (the reason says why), and with 1013 where it reads too slowly.
+The connection is closed with 1008 if the client cannot join (the reason explains why), with 1013 if it reads too slowly.
 """
 
 import asyncio
@@ -35,15 +35,15 @@ MAX_NAME = 40  # characters, of people and of rooms
 MAX_TEXT = 2000  # characters of one message
 MAX_PEOPLE = 500  # in a room
 MAX_ROOMS = 100
-HISTORY = 50  # messages of a room that are kept for whoever comes later
-BEHIND = 500  # messages that may wait for a client that reads slowly
-PAUSE = 0.02  # seconds from a client's message to its next one: who floods is held up by back-pressure
+HISTORY = 50  # messages of a room that are kept for clients that join later
+MAX_OUTBOX = 500  # messages that may wait for a client that reads slowly
+PAUSE = 0.02  # seconds between two messages of a client: back-pressure slows down a client that floods
 
 PAGE = Path(__file__).with_name("page.html").read_text("utf-8")
 
 
 def _digest(tag: str) -> str:
-    """The source expression that allows what is inside this tag of the page (Content Security Policy 3, section 2.3.1)."""
+    """The source expression that allows the content of this tag of the page (Content Security Policy 3, section 2.3.1)."""
     [content] = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
     return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
 
@@ -55,28 +55,28 @@ POLICY = (
 
 
 class Guest:
-    """Somebody in a room, and what is still to be sent there."""
+    """A client in a room, and the messages that are still to be sent to it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.outbox: asyncio.Queue[str] = asyncio.Queue(BEHIND)
-        self.is_late = False
+        self.outbox: asyncio.Queue[str] = asyncio.Queue(MAX_OUTBOX)
+        self.too_slow = False
 
-    def hear(self, text: str) -> None:
+    def enqueue(self, text: str) -> None:
         try:
             self.outbox.put_nowait(text)
         except asyncio.QueueFull:
-            self.is_late = True
+            self.too_slow = True
 
     async def write(self, send: Send) -> None:
-        """Send what is heard, for as long as the client keeps up."""
-        while not self.is_late:
+        """Send the messages as long as the client keeps up."""
+        while not self.too_slow:
             await send({"type": "websocket.send", "text": await self.outbox.get()})
         await send({"type": "websocket.close", "code": 1013, "reason": "You read too slowly."})
 
 
 class Room:
-    """Who is there, and what was said last."""
+    """The clients that are present, and the latest messages."""
 
     def __init__(self) -> None:
         self.guests: dict[str, Guest] = {}
@@ -87,33 +87,33 @@ class Room:
         while name in self.guests:
             count += 1
             name = f"{wanted} {count}"
-        self.tell({"type": "joined", "name": name})
+        self.publish({"type": "joined", "name": name})
         guest = self.guests[name] = Guest(name)
         welcome = {"type": "welcome", "you": name, "people": list(self.guests), "history": list(self.history)}
-        guest.hear(json.dumps(welcome, ensure_ascii=False))
+        guest.enqueue(json.dumps(welcome, ensure_ascii=False))
         return guest
 
     def leave(self, guest: Guest) -> None:
         del self.guests[guest.name]
-        self.tell({"type": "left", "name": guest.name})
+        self.publish({"type": "left", "name": guest.name})
 
-    def say(self, guest: Guest, text: str) -> None:
+    def post(self, guest: Guest, text: str) -> None:
         news = {"type": "said", "id": uuid4().hex, "name": guest.name, "text": text, "time": round(time.time(), 3)}
         self.history.append(news)
-        self.tell(news)
+        self.publish(news)
 
-    def tell(self, news: Event) -> None:
-        """Everybody here hears it. One text for all of them, so that many who are late do not cost much."""
+    def publish(self, news: Event) -> None:
+        """Send to all clients in the room. They share one string, so that many slow ones do not take much memory."""
         text = json.dumps(news, ensure_ascii=False)
         for guest in self.guests.values():
-            guest.hear(text)
+            guest.enqueue(text)
 
 
 ROOMS: dict[str, Room] = {}
 
 
 def find_room(name: str) -> Room | None:
-    """The room of that name, made where there is none yet; None where there are too many. One that is empty makes place."""
+    """The room of this name, made if necessary. An empty room is dropped to make space; None if all are in use."""
     if name not in ROOMS and len(ROOMS) >= MAX_ROOMS:
         empty = next((other for other, room in ROOMS.items() if not room.guests), None)
         if empty is None:
@@ -123,7 +123,7 @@ def find_room(name: str) -> Room | None:
 
 
 async def chat(scope: Event, receive: Receive, send: Send) -> None:
-    """One client, from its coming to its going."""
+    """One client, from joining to leaving."""
     await receive()  # websocket.connect
     await send({"type": "websocket.accept"})
     query = parse_qs(scope["query_string"].decode("latin-1"))
@@ -144,9 +144,9 @@ async def chat(scope: Event, receive: Receive, send: Send) -> None:
             while (event := await receive())["type"] == "websocket.receive":
                 text = (event.get("text") or "").strip()
                 if 0 < len(text) <= MAX_TEXT:
-                    room.say(guest, text)
+                    room.post(guest, text)
                 else:
-                    guest.hear(json.dumps({"type": "refused", "why": f"A message has 1 to {MAX_TEXT} characters."}))
+                    guest.enqueue(json.dumps({"type": "refused", "why": f"A message has 1 to {MAX_TEXT} characters."}))
                 await asyncio.sleep(PAUSE)
             writer.cancel()
     finally:
@@ -171,7 +171,7 @@ async def http(scope: Event, send: Send) -> None:
 
 
 async def lifespan(receive: Receive, send: Send) -> None:
-    """Nothing to begin, nothing to end; said so that the server need not find out."""
+    """There is nothing to start or stop; the server learns this here and need not find out by an error."""
     while (await receive())["type"] == "lifespan.startup":
         await send({"type": "lifespan.startup.complete"})
     await send({"type": "lifespan.shutdown.complete"})

@@ -30,14 +30,14 @@ PAGE = """\
 
 
 class Note(BaseModel):
-    """What somebody wants kept."""
+    """A note to keep."""
 
     text: str = Field(min_length=1, max_length=1000)
     tags: set[str] = Field(default_factory=set, max_length=10)
 
 
 class State(TypedDict):
-    """What the lifespan makes for each worker, and every request finds in `request.state`."""
+    """The state that the lifespan makes in each worker; requests find it in `request.state`."""
 
     since: datetime
     notes: deque[Note]
@@ -45,7 +45,7 @@ class State(TypedDict):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-    """What is before `yield` runs before the first request; what is after it, when the last one has been answered."""
+    """The part before `yield` runs before the first request, the part after it when the last response has been sent."""
     yield {"since": datetime.now(UTC), "notes": deque(maxlen=100)}
 
 
@@ -113,7 +113,7 @@ async def upload(request: Request) -> dict[str, object]:
 
 @app.post("/files")
 def files(file: UploadFile) -> dict[str, object]:
-    """A plain function: FastAPI calls it in a thread, so the digest of a large file holds up nobody."""
+    """A plain function: FastAPI calls it in a thread, so the digest of a large file does not delay other requests."""
     return {"name": file.filename, "length": file.size, "sha256": hashlib.file_digest(file.file, "sha256").hexdigest()}
 
 
@@ -127,7 +127,7 @@ async def greet(
 
 @app.post("/notes", status_code=202)
 async def keep(note: Note, request: Request, background: BackgroundTasks) -> Note:
-    """The answer is on its way before the note is kept."""
+    """The note is kept only after the response has been sent."""
     background.add_task(request.state.notes.append, note)
     return note
 
@@ -141,7 +141,7 @@ async def notes(request: Request, tag: str = "") -> list[Note]:
 async def events(
     n: Annotated[int, Query(ge=0, le=100_000)] = 5, pause: Annotated[int, Query(ge=0, le=60_000)] = 1000
 ) -> AsyncIterator[ServerSentEvent]:
-    """So many events, `pause` milliseconds apart. A client that leaves ends this where it waits."""
+    """`n` events, `pause` milliseconds apart. If the client disconnects, the wait is cancelled."""
     for index in range(n):
         yield ServerSentEvent(data={"index": index, **who()}, event="count", id=str(index))
         await asyncio.sleep(pause / 1000)

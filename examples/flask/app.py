@@ -15,7 +15,7 @@ PIECE = 64 * 1024
 
 
 def number(name: str, default: int, most: int) -> int:
-    """A number of the query, else 400."""
+    """A number in the query; any other value gets a 400 response."""
     text = request.args.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= most):
         abort(400, f"{name} must be a whole number from 0 to {most}")

@@ -1,4 +1,4 @@
-"""What the paths answer: `async def` where a view waits or merely answers, a plain function where it computes."""
+"""The views: `async def` if a view waits or responds at once, a plain function if it computes."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ PAGE = """\
 
 
 def number(request: HttpRequest, name: str, default: int, most: int) -> int:
-    """A number of the query, else 400."""
+    """A number in the query; any other value gets a 400 response."""
     text = request.GET.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= most):
         raise BadRequest(f"{name} must be a whole number from 0 to {most}")

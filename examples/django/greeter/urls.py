@@ -1,4 +1,4 @@
-"""Which path is whose."""
+"""The view of each path."""
 
 from django.urls import path
 
