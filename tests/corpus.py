@@ -17,7 +17,7 @@ LIMITS = (8192, 100, 65536)  # the defaults: bytes a request line, fields, bytes
 MAX_BODY = 100 * 1024 * 1024
 MORE = "more"
 
-USUAL = {
+DEFAULTS = {
     "method": "GET",
     "target": "/",
     "path": "/",
@@ -69,12 +69,12 @@ def rows(kind: str) -> list[Row]:
 def _read(path: Path) -> Iterator[Row]:
     common, *sections = re.split(r"^=== (.*)\n", path.read_text("utf-8"), flags=re.MULTILINE)
     valid = path.parent.name == "valid"
-    usual = USUAL | _facts(common)
+    common_facts = DEFAULTS | _facts(common)
     for title, text in zip(sections[::2], sections[1::2], strict=True):
         wire = [line for line in text.splitlines() if not line.startswith(("#", "->"))]
         data = _expand("".join(wire)).encode("latin-1")
         status, _, name = ("", "", title) if valid else title.partition(" ")
-        outcome = usual | _facts(text) if valid else status if status == MORE else int(status)
+        outcome = common_facts | _facts(text) if valid else status if status == MORE else int(status)
         yield Row(f"{path.stem}: {name}", data, outcome)
 
 
@@ -149,7 +149,7 @@ def facts(request: Request) -> dict[str, Any]:
     line, fields = request.line, request.fields
     return {name: getattr(line, name) for name in ("method", "target", "path", "query", "authority")} | {
         name: getattr(fields, name)
-        for name in ("version", "host", "items", "keep_alive", "length", "chunked", "expect", "framed", "simple", "usual")
+        for name in ("version", "host", "items", "keep_alive", "length", "chunked", "expect", "framed", "simple", "fast_path")
     }
 
 

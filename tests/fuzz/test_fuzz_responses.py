@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from epollard.protocol import response
 from epollard.protocol.body import ChunkedBody
 from epollard.protocol.response import HeadError
+from epollard.protocol.response_body import ChunkedWriter
 
 TEXT = st.text(st.characters(max_codepoint=0x2100), max_size=8) | st.text("ab\r\n\0:\t \xe9", max_size=6)
 STATUS = st.sampled_from(["200 OK", "204 No Content", "304 Not", "404"]) | TEXT | TEXT.map("200 {}".format)
@@ -59,7 +60,7 @@ def test_a_head_is_refused_or_whole(status: str, headers: list[tuple[str, str]])
 @given(st.binary(min_size=1, max_size=300))
 def test_a_chunk_is_what_our_own_reader_reads(data: bytes):
     """What one side of the server writes the other one reads."""
-    decoder = ChunkedBody(1000)
-    assert decoder.feed(response.chunk(data) + response.LAST_CHUNK) == data
+    decoder, writer = ChunkedBody(1000), ChunkedWriter()
+    assert decoder.feed(writer.write(data) + writer.end()) == data
     assert decoder.done
     assert decoder.rest == b""

@@ -407,10 +407,10 @@ def test_absolute_form_leaves_the_remembered_fields_alone():
         found.fields.shape.memo = ["host", "x"]
 
 
-def test_usual_requests_are_those_that_need_no_second_look():
+def test_the_fast_path_is_for_requests_that_need_no_second_look():
     """What may be answered without a look: no body, nothing asked of the server, and the connection goes on."""
     reader = corpus.reader()
-    usual = 0
+    fast = 0
     for row in VALID:
         assert reader.read(row.data)
         assert row.data not in reader.known  # what comes once is not remembered
@@ -420,9 +420,9 @@ def test_usual_requests_are_those_that_need_no_second_look():
         assert reader.known.get(head) is (found if len(head) <= CACHED_BYTES else None), row
         facts = corpus.facts(found)
         plain = facts["version"] == "1.1" and facts["method"] != "HEAD" and facts["target"] != "*"
-        assert found.usual == (plain and facts["keep_alive"] and not facts["framed"]), row
-        usual += found.usual
-    assert 20 < usual < len(VALID) - 20
+        assert found.fast_path == (plain and facts["keep_alive"] and not facts["framed"]), row
+        fast += found.fast_path
+    assert 20 < fast < len(VALID) - 20
 
 
 def test_strangers_fill_no_memory():

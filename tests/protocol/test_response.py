@@ -274,11 +274,3 @@ def test_options():
             response.options(DATE, keep)
             == b"HTTP/1.1 200 OK\r\nServer: epollard\r\nContent-Length: 0\r\n" + keep + DATE + b"\r\n"
         )
-
-
-@pytest.mark.parametrize(
-    ("data", "sent"), [(b"a", b"1\r\na\r\n"), (b"x" * 255, b"ff\r\n" + b"x" * 255 + b"\r\n"), (b"\r\n", b"2\r\n\r\n\r\n")]
-)
-def test_chunk(data: bytes, sent: bytes):
-    """RFC 9112 7.1."""
-    assert response.chunk(data) == sent

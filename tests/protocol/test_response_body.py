@@ -126,6 +126,7 @@ PIECES = [
     ("chunks", [], b"", 0, 0, 0, False, b"0\r\n\r\n"),
     ("chunks", [b""], b"", 0, 0, 0, False, b"0\r\n\r\n"),
     ("chunks", [b"abc", b"", b"d" * 26], b"3\r\nabc\r\n1a\r\n" + b"d" * 26 + b"\r\n", 29, 0, 0, False, b"0\r\n\r\n"),
+    ("chunks", [b"x" * 255, b"\r\n"], b"ff\r\n" + b"x" * 255 + b"\r\n2\r\n\r\n\r\n", 257, 0, 0, False, b"0\r\n\r\n"),
     ("close", [], b"", 0, 0, 0, False, b""),
     ("close", [b"abc", b"", b"def"], b"abcdef", 6, 0, 0, False, b""),
     ("no body", [], b"", 0, 0, 0, True, b""),

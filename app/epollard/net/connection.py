@@ -15,7 +15,6 @@ from ..protocol import response
 from ..protocol.body import ChunkedBody, LengthBody
 from ..protocol.grammar import ProtocolError
 from ..protocol.request import Fields, Request
-from ..protocol.response import CHUNKED, CLOSE, KEEP, Head
 from .context import NEVER, RECEIVE, WorkerContext
 from .contracts import DisconnectSink, Sink, UpgradedProtocol
 from .loop import ERR, HUP, IN, OUT, RDHUP
@@ -146,7 +145,7 @@ class Connection:
             data = self.buffer
         elif events == IN:
             request = context.known.get(data)
-            if request is None or not request.usual:
+            if request is None or not request.fast_path:
                 request = self._read(data, request)
                 if request is None:
                     return
@@ -179,7 +178,7 @@ class Connection:
         try:
             if request is None:
                 request = context.read_head(data, 0, self.last)
-                if request is not None and request.usual and request.size == len(data):
+                if request is not None and request.fast_path and request.size == len(data):
                     self.last = request.last
                     return request
             self._serve(data, 0, request)
@@ -571,37 +570,6 @@ class Connection:
         tell = self.context.disconnect_mask != 0 and (self.paused or self.context.oneshot)  # else epoll does so already
         if tell or self.out is not None:
             self._arm_busy(force=tell)
-
-    def open(self, head: Head, request: Request, whole: int | None) -> tuple[bytes, int | None, bool]:
-        """Begin an answer: the bytes of its head, those of body that are to come (None: unknown), whether they go in chunks.
-
-        `whole`: the body's length where it is known though the application did not say it.
-        """
-        version = request.fields.version
-        parts = [head.lines]
-        length = head.length
-        chunked = False
-        if head.bodiless:
-            length = 0
-        elif length is None and whole is not None:
-            length = whole
-            parts.append(b"Content-Length: %d\r\n" % whole)
-        elif length is None and version == "1.0":
-            self.closing = True
-        elif length is None:
-            chunked = True
-            parts.append(CHUNKED)
-        if request.line.method == "HEAD":
-            length = 0
-            chunked = False
-        if head.close or self.context.draining:
-            self.closing = True
-        if self.closing:
-            parts.append(CLOSE)
-        elif version == "1.0":
-            parts.append(KEEP)
-        parts.append(b"\r\n" if head.dated else self.context.date_end)
-        return b"".join(parts), length, chunked
 
     def write(self, data: bytes, last: bool = False) -> None:
         """Send, or keep what the kernel does not take. Nothing happens where the connection is closed.

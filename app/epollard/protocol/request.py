@@ -36,7 +36,7 @@ COMPILE_NAMES: Final = 32
 # RFC 3986 3.3, 3.4, loosely: visible ASCII. A fragment (#) is never sent (RFC 9110 7.1).
 _TARGET: Final = re.compile(r"[!\"$-~]+")
 # The usual request line: method, target, path (nothing to decode in it), query. All others are judged with more care.
-_USUAL_LINE: Final = re.compile(r"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) ((/[!\"$&->@-~]*+)(?:\?|\Z)([!\"$-~]*+))")
+_COMMON_LINE: Final = re.compile(r"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) ((/[!\"$&->@-~]*+)(?:\?|\Z)([!\"$-~]*+))")
 # RFC 3986 3.2.2: reg-name (which covers IPv4), or an IP literal, then a port. Possessive: it cannot backtrack.
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++)(?::[0-9]{0,5})?")
 _NOTHING: Final = re.compile(r"(?!)")
@@ -91,7 +91,7 @@ class Fields:
 
     __slots__ = (
         *("again", "block", "chunked", "expect", "memo", "framed", "host", "keep_alive", "length"),
-        *("shape", "simple", "usual", "values", "version"),
+        *("shape", "fast_path", "simple", "values", "version"),
     )
 
     def __init__(self, shape: Shape, values: Sequence[str]) -> None:
@@ -105,7 +105,7 @@ class Fields:
         self.framed = False  # there is a body to read, or one is announced
         self.simple = False  # ... of a known length, which its client does not wait to be asked for
         self.keep_alive = version != "1.0"
-        self.usual = False  # as a whole: of HTTP/1.1, without a body, and the connection goes on
+        self.fast_path = False  # as a whole: of HTTP/1.1, without a body, and the connection goes on
         self.block = b""  # what they were read from, from the space before the version to the empty line, if it is not long
         self.again = False  # their client sends them again, so what is made of them is worth keeping
         self.memo: Any = None  # what an application interface made of them
@@ -119,7 +119,7 @@ class Fields:
 class Request:
     """A head, and how many bytes it has. Shared by all requests with the same bytes, so never changed."""
 
-    __slots__ = ("fields", "kept", "last", "line", "memo", "plain", "size", "usual")
+    __slots__ = ("fast_path", "fields", "kept", "last", "line", "memo", "plain", "size")
 
     def __init__(self, line: Line, fields: Fields, size: int) -> None:
         self.line = line
@@ -127,7 +127,7 @@ class Request:
         self.last = fields if fields.block else fields.shape.bare  # what to keep for its client's next head
         self.size = size
         self.plain = fields.version == "1.1" and line.method != "HEAD"  # its answer needs no second look
-        self.usual = self.plain and fields.usual and line.path != "*"
+        self.fast_path = self.plain and fields.fast_path and line.path != "*"
         self.kept = False  # it is remembered, so what is made of it is worth keeping
         self.memo: Any = None  # what an application interface made of it
 
@@ -159,7 +159,7 @@ class HeadReader:
                 if line is not None:
                     last.again = True
                     return self.known.get(data) or self._remember(data, line, last)
-                line = self._read_usual_line(left)
+                line = self._read_common_line(left)
                 if line is not None:  # and new, so the head is new, too
                     last.again = True
                     return Request(line, last, len(data))
@@ -210,10 +210,10 @@ class HeadReader:
                 fields.keep_alive = True
             else:
                 _judge_connection(fields)
-        fields.usual = fields.keep_alive and not fields.framed and fields.version == "1.1"
+        fields.fast_path = fields.keep_alive and not fields.framed and fields.version == "1.1"
         if len(head) <= CACHED_BYTES:
             fields.block = head[len(left) :]
-        return self._remember(head, self._lines.get(left) or self._read_usual_line(left) or self._read_line(left), fields)
+        return self._remember(head, self._lines.get(left) or self._read_common_line(left) or self._read_line(left), fields)
 
     def _remember(self, head: bytes, line: Line, fields: Fields) -> Request:
         """A request of a judged line and judged fields."""
@@ -260,9 +260,9 @@ class HeadReader:
         if len(left) <= CACHED_BYTES and left not in self._lines:
             self._read_line(left)
 
-    def _read_usual_line(self, left: str) -> Line | None:
+    def _read_common_line(self, left: str) -> Line | None:
         """None: it is not usual, whatever else it is."""
-        match = _USUAL_LINE.fullmatch(left)
+        match = _COMMON_LINE.fullmatch(left)
         if match is None or len(left) + _VERSION_LENGTH > self.max_line:
             return None
         method, target, path, query = match.groups()
@@ -418,6 +418,6 @@ def _with_host(fields: Fields, authority: str) -> Fields:
     others = [item for item in fields.items if item[0] != "host"]
     shape = Shape(fields.version, ("host", *(name for name, _ in others)))
     other = Fields(shape, (authority, *(value for _, value in others)))
-    for slot in ("chunked", "expect", "framed", "keep_alive", "length", "simple", "usual"):
+    for slot in ("chunked", "expect", "framed", "keep_alive", "length", "simple", "fast_path"):
         setattr(other, slot, getattr(fields, slot))
     return other

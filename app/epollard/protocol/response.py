@@ -45,7 +45,7 @@ class Head:
     `lines` lacks what belongs to one response only: framing, Date (unless `dated`), the empty line.
     """
 
-    __slots__ = ("bodiless", "close", "code", "dated", "events", "length", "lines", "plain", "usual")
+    __slots__ = ("bodiless", "close", "code", "dated", "events", "fast_length", "length", "lines", "plain")
 
     def __init__(self, code: int, lines: bytes, length: int | None, close: bool, dated: bool) -> None:
         self.code = code
@@ -57,7 +57,7 @@ class Head:
         self.events = False  # server-sent events: a stream without an end of its own
         self.plain = not (self.bodiless or close or dated)  # needs no second look
         # The length of the one body that makes a usual answer with it: head, the server's end of it, body. -1: there is none.
-        self.usual = length if self.plain and length is not None and length <= COPY_BELOW else -1
+        self.fast_length = length if self.plain and length is not None and length <= COPY_BELOW else -1
 
 
 KNOWN_HEADS: dict[Any, Head] = {}
@@ -193,8 +193,3 @@ def options(date: bytes, keep: bytes) -> bytes:
     `keep` is a Connection line or empty, `date` a whole Date line.
     """
     return b"".join((b"HTTP/1.1 200 OK\r\nServer: epollard\r\nContent-Length: 0\r\n", keep, date, b"\r\n"))
-
-
-def chunk(data: bytes) -> bytes:
-    """One chunk (RFC 9112 7.1). `data` is not empty: an empty chunk would end the body."""
-    return b"%x\r\n%b\r\n" % (len(data), data)

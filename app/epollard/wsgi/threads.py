@@ -156,7 +156,7 @@ class LeaderFollowers(Runner):
             if (
                 type(content) is bytes
                 and head is not None
-                and head.usual == len(content)
+                and head.fast_length == len(content)
                 and (request.plain or (connection.closing and request.line.method != "HEAD"))
             ):  # as `response_body.whole` does
                 response = head.lines + (context.close_end if connection.closing else context.date_end) + content
