@@ -14,7 +14,7 @@ from harness import wait_for
 
 @pytest.fixture
 def group():
-    """`group(4)`: a group of so many real listeners."""
+    """`group(4)`: a group of that many real listeners."""
     with contextlib.ExitStack() as stack:
 
         def group(count):
@@ -27,7 +27,7 @@ def group():
 
 @pytest.fixture
 def connect():
-    """`connect(group, 10)`: so many connections that have spoken; how many then wait at each member."""
+    """`connect(group, 10)`: make that many connections that send a byte. Returns the length of each member's queue."""
     with contextlib.ExitStack() as stack:
 
         def connect(group, count):
@@ -41,8 +41,8 @@ def connect():
 
 
 @pytest.mark.parametrize(("weights", "targets"), [([1, 0, 0, 0], [0]), ([0, 0, 0, 1], [3]), ([0, 5, 0, 3], [1, 3])])
-def test_only_who_has_a_weight_gets_connections(group, connect, weights, targets):
-    """A listener with a weight of 0 gets none of 100 connections, and each of the others some."""
+def test_only_listeners_with_a_weight_get_connections(group, connect, weights, targets):
+    """A listener with a weight of 0 gets none of 100 connections, and each other one gets some."""
     four = group(4)
     Steering([four]).steer(dict(zip(four.members, weights, strict=True)))
     found = connect(four, 100)
@@ -51,14 +51,14 @@ def test_only_who_has_a_weight_gets_connections(group, connect, weights, targets
 
 
 def test_connections_follow_the_weights(group, connect):
-    """Of 400 connections nine parts go to one and one part to the other, within six standard deviations."""
+    """Of 400 connections nine tenths go to one listener and one tenth to the other, within six standard deviations."""
     two = group(2)
     Steering([two]).steer({two.members[0]: 9, two.members[1]: 1})
     assert abs(connect(two, 400)[0] - 360) < 36
 
 
 def test_indices_stay_right_while_listeners_come_and_go(group, connect):
-    """The kernel moves the last listener into the hole that one leaves; who is steered to is always the one that was meant."""
+    """The kernel moves the last listener into the place of one that leaves; steering still reaches the right listener."""
     four = group(4)
     steered = Steering([four])
     for leaving in 1, 0, 2, 1, 0, 3, 1:
@@ -71,8 +71,8 @@ def test_indices_stay_right_while_listeners_come_and_go(group, connect):
             assert queue_length(meant) == before + 3
 
 
-def test_a_listener_that_others_hold_open_leaves_all_the_same(group, connect):
-    """What an application forked may hold a copy for ever: it must not go on getting connections."""
+def test_a_listener_that_other_processes_hold_open_still_leaves(group, connect):
+    """A process that an application forked may keep a copy for ever: the copy must not get connections."""
     two = group(2)
     with two.members[0].dup():
         two.leave(two.members[0])
@@ -80,17 +80,17 @@ def test_a_listener_that_others_hold_open_leaves_all_the_same(group, connect):
         assert connect(two, 10) == [10]
 
 
-def test_the_longest_program_is_taken(group, connect):
-    """As many workers as may be configured: the kernel takes the program for all of them."""
+def test_the_longest_program_is_accepted(group, connect):
+    """The kernel accepts the program for the greatest number of workers that can be configured."""
     two = group(2)
     bpf.attach(two.members[0], _SO_ATTACH_REUSEPORT_CBPF, program([0] + [1] * 1023))
     assert len(program([1] * 1024)) // 8 <= 4096  # BPF_MAXINSNS
     bpf.attach(two.members[0], _SO_ATTACH_REUSEPORT_CBPF, program([0, 10**6] + [1] * 1022))
-    assert connect(two, 20)[1] >= 15  # all but those with an index that does not exist
+    assert connect(two, 20)[1] >= 15  # all except those with an index that does not exist
 
 
-def test_a_kernel_that_refuses_is_left_alone(group, connect, monkeypatch, capfd):
-    """It is said once, nothing is tried again, and connections are spread by the kernel's hash."""
+def test_a_kernel_that_refuses_programs_is_not_asked_again(group, connect, monkeypatch, capfd):
+    """That is logged once, and connections are spread by the kernel's hash."""
     two = group(2)
     steered = Steering([two])
 
@@ -105,7 +105,7 @@ def test_a_kernel_that_refuses_is_left_alone(group, connect, monkeypatch, capfd)
 
 
 def test_the_same_program_is_attached_once(group, monkeypatch):
-    """Looking many times a second costs no system call where nothing has changed."""
+    """Steering many times a second costs no system call as long as the weights stay the same."""
     two = group(2)
     steered = Steering([two])
     attached = []

@@ -1,4 +1,4 @@
-"""Listeners: one group an address, options that connections inherit, and no address taken from anybody."""
+"""Listeners: one group per address, options that connections inherit, and no address that another server has."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ needs_v6 = pytest.mark.skipif(not HAS_V6, reason="this machine has no IPv6 loopb
 
 @pytest.fixture
 def bind():
-    """`sockets.bind`, undone at the end."""
+    """`sockets.bind`, undone after the test."""
     with contextlib.ExitStack() as stack:
 
         def bind(*addresses, slots=1, backlog=16, tcp="nodelay"):
@@ -30,7 +30,7 @@ def bind():
 
 @pytest.fixture
 def other():
-    """Another server's listener, made as servers make them."""
+    """`other(address)`: a listener of another server."""
     with contextlib.ExitStack() as stack:
 
         def other(address, family=socket.AF_INET, shared=False):
@@ -52,18 +52,18 @@ def free_port(family=socket.AF_INET):
 
 
 def test_each_slot_has_a_listener_of_one_group(bind):
-    """Port 0 is chosen once and shared; every listener has its own queue, and connections are spread over them."""
+    """Port 0 becomes one port for all; each listener has its own queue, and connections are spread over them."""
     (group,), listeners = bind("127.0.0.1:0", slots=4)
     names = {own[0].getsockname() for own in listeners}
     assert names == {group.address}
     assert group.address[1] != 0
     assert group.url == f"http://127.0.0.1:{group.address[1]}"
     with contextlib.ExitStack() as stack:
-        for _ in range(16):  # one listener's backlog: whichever the hash picks, none is full
-            stack.enter_context(socket.create_connection(group.address)).send(b"G")  # who is silent is not accepted
+        for _ in range(16):  # one listener's backlog: none is full, however the hash spreads them
+            stack.enter_context(socket.create_connection(group.address)).send(b"G")  # a silent client is not accepted
         accepted = [accept_all(own[0], stack) for own in listeners]
         assert sum(accepted) == 16
-        assert max(accepted) < 16  # 4 ** -15 that all went to one
+        assert max(accepted) < 16  # the chance that all went to one is 4 ** -15
 
 
 def accept_all(listener, stack):
@@ -75,7 +75,7 @@ def accept_all(listener, stack):
     return count
 
 
-def test_a_slot_more_joins_the_group(bind):
+def test_another_slot_joins_the_group(bind):
     """A listener that is made later shares the port that the first one was given."""
     (group,), _ = bind("127.0.0.1:0")
     address = group.address
@@ -88,7 +88,7 @@ def test_a_slot_more_joins_the_group(bind):
 )
 @pytest.mark.parametrize("address", ["127.0.0.1:0", pytest.param("[::1]:0", marks=needs_v6)])
 def test_accepted_connections_inherit_the_option(bind, address, tcp, nodelay, cork):
-    """The option is asked of an accepted socket, on which nobody has set anything."""
+    """The accepted socket has the option, although it was set only on the listener."""
     (group,), ((listener,),) = bind(address, tcp=tcp)
     listener.setblocking(True)
     with socket.create_connection(group.address[:2]), listener.accept()[0] as accepted:
@@ -98,7 +98,7 @@ def test_accepted_connections_inherit_the_option(bind, address, tcp, nodelay, co
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "unix:it"])
 def test_listeners_do_not_block_and_are_not_inherited(bind, address, tmp_path, monkeypatch):
-    """A worker that finds its queue empty goes on, and a program that an application runs does not hold the port."""
+    """A worker whose queue is empty is not blocked, and a program that an application runs does not hold the port."""
     monkeypatch.chdir(tmp_path)
     groups, listeners = bind(address, slots=2)
     held = [own[0] for own in listeners] + [group._listener for group in groups if isinstance(group, UnixGroup)]
@@ -109,7 +109,7 @@ def test_listeners_do_not_block_and_are_not_inherited(bind, address, tmp_path, m
 
 
 def test_the_backlog_bounds_each_queue(bind):
-    """A queue of 1 holds two connections (the kernel counts from 0), and the next one waits outside."""
+    """A backlog of 1 holds two connections (the kernel counts from 0); the next one is not established."""
     (group,), _ = bind("127.0.0.1:0", backlog=1)
     with contextlib.ExitStack() as stack:
         for _ in range(2):
@@ -121,15 +121,15 @@ def test_the_backlog_bounds_each_queue(bind):
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "reuseport"])
 @pytest.mark.parametrize("theirs", ["127.0.0.1", "0.0.0.0"])
 def test_an_address_in_use_is_refused(bind, other, shared, theirs):
-    """Also where the other server would let us share it: two servers on one port is nobody's intention."""
+    """Even if the other server would let us share it: two servers on one port are a mistake."""
     port = other((theirs, 0), shared=shared).getsockname()[1]
     with pytest.raises(BindError) as caught:
         bind("127.0.0.1:0", f"127.0.0.1:{port}", slots=2)
     assert str(caught.value) == f"cannot listen on 127.0.0.1:{port}: another server listens there"
 
 
-def test_an_address_that_was_just_given_up_is_free(bind):
-    """A restart does not wait for the connections of the server before: neither those in TIME-WAIT nor those still open."""
+def test_an_address_is_free_as_soon_as_it_is_given_up(bind):
+    """A restart does not wait for the old server's connections, neither those in TIME-WAIT nor those that are still open."""
     (group,), ((listener,),) = bind("127.0.0.1:0")
     listener.setblocking(True)
     with socket.create_connection(group.address) as client, listener.accept()[0] as open_still:
@@ -142,8 +142,8 @@ def test_an_address_that_was_just_given_up_is_free(bind):
         assert client.getpeername() == open_still.getsockname()
 
 
-def test_own_addresses_may_overlap(bind):
-    """The wildcard and one address of it on the same port: both are ours, so neither is in the other's way."""
+def test_our_own_addresses_may_overlap(bind):
+    """A wildcard and a single address on the same port: both are ours, so they are no conflict."""
     port = free_port()
     groups, _ = bind(f"0.0.0.0:{port}", f"127.0.0.1:{port}")
     assert [group.url for group in groups] == [f"http://0.0.0.0:{port}", f"http://127.0.0.1:{port}"]
@@ -151,7 +151,7 @@ def test_own_addresses_may_overlap(bind):
 
 @needs_v6
 def test_ipv6_and_ipv4_on_one_port(bind):
-    """Both wildcards with one port: each family goes to its own listener."""
+    """Both wildcards with one port: each family reaches its own listener."""
     port = free_port(socket.AF_INET6)
     _, ((six, four),) = bind(f"[::]:{port}", f"0.0.0.0:{port}")
     assert six.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -163,8 +163,8 @@ def test_ipv6_and_ipv4_on_one_port(bind):
 
 
 @needs_v6
-def test_ipv6_alone_is_as_the_system_says(bind):
-    """`[::]` takes IPv4 as well unless net.ipv6.bindv6only says otherwise: alone, and beside IPv4 on another port."""
+def test_ipv6_alone_follows_the_system_default(bind):
+    """`[::]` takes IPv4 as well unless net.ipv6.bindv6only is set, also if there is an IPv4 address with another port."""
     (group, _), ((listener, _),) = bind("[::]:0", "127.0.0.1:0")
     assert group.url == f"http://[::]:{group.address[1]}"
     with open("/proc/sys/net/ipv6/bindv6only", encoding="ascii") as file:
@@ -178,7 +178,7 @@ def resolves_to(monkeypatch, *found):
 
 
 def test_a_name_is_listened_on_at_all_its_addresses(bind, monkeypatch):
-    """One port for all of them, though port 0 was asked for."""
+    """All of them have the same port, even if port 0 was asked for."""
     resolves_to(monkeypatch, (socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2"))
     groups, listeners = bind("both.example:0", slots=2)
     assert [group.address[0] for group in groups] == ["127.0.0.1", "127.0.0.2"]
@@ -186,8 +186,8 @@ def test_a_name_is_listened_on_at_all_its_addresses(bind, monkeypatch):
     assert [len(own) for own in listeners] == [2, 2]
 
 
-def test_an_address_that_this_machine_lacks_is_passed_over_where_another_is_left(bind, monkeypatch):
-    """192.0.2.0/24 is nobody's (RFC 5737): as one of a name's addresses it is ignored, as the only one it is an error."""
+def test_an_address_that_this_machine_lacks_is_skipped_if_the_name_has_another(bind, monkeypatch):
+    """No machine has 192.0.2.0/24 (RFC 5737): as one of a name's addresses it is skipped, as the only one it is an error."""
     resolves_to(monkeypatch, (socket.AF_INET, "192.0.2.1"), (socket.AF_INET, "127.0.0.1"))
     groups, _ = bind("both.example:0")
     assert [group.address[0] for group in groups] == ["127.0.0.1"]
@@ -197,15 +197,15 @@ def test_an_address_that_this_machine_lacks_is_passed_over_where_another_is_left
 
 
 def test_a_name_and_its_address_are_one_group(bind, monkeypatch):
-    """`localhost:8000` and `127.0.0.1:8000` together are not two servers in each other's way."""
+    """`localhost:8000` and `127.0.0.1:8000` together are one address, not a conflict."""
     resolves_to(monkeypatch, (socket.AF_INET, "127.0.0.1"))
     port = free_port()
     groups, _ = bind(f"one.example:{port}", f"127.0.0.1:{port}")
     assert len(groups) == 1
 
 
-def test_a_name_that_does_not_resolve_is_one_line(bind):
-    """RFC 6761 keeps .invalid from ever resolving."""
+def test_a_name_that_does_not_resolve_is_an_error_of_one_line(bind):
+    """Names in .invalid never resolve (RFC 6761)."""
     with pytest.raises(BindError) as caught:
         bind("nowhere.invalid:8000")
     assert str(caught.value).startswith("cannot listen on nowhere.invalid:8000: ")
@@ -213,7 +213,7 @@ def test_a_name_that_does_not_resolve_is_one_line(bind):
 
 
 def test_nothing_is_held_after_an_error(bind, other, tmp_path):
-    """An error on the last address gives up the first ones, files included."""
+    """If the last address fails, the first ones are released, files included."""
     taken = other(("127.0.0.1", 0)).getsockname()[1]
     port = free_port()
     with pytest.raises(BindError):
@@ -223,7 +223,7 @@ def test_nothing_is_held_after_an_error(bind, other, tmp_path):
 
 
 def test_a_unix_socket_is_one_queue_for_all_slots(bind, tmp_path):
-    """A connection is taken by whichever slot asks first."""
+    """A connection is accepted by the slot that asks first."""
     path = f"{tmp_path}/it"
     (group,), listeners = bind(f"unix:{path}", slots=2)
     assert group.url == f"unix:{path}"
@@ -235,7 +235,7 @@ def test_a_unix_socket_is_one_queue_for_all_slots(bind, tmp_path):
 
 
 def test_a_stale_unix_socket_is_replaced(bind, tmp_path):
-    """A server that was killed leaves its file; nobody answers there, so it is in nobody's use."""
+    """A server that was killed leaves its file behind; no process listens on it, so it is not in use."""
     path = f"{tmp_path}/it"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
@@ -245,8 +245,8 @@ def test_a_stale_unix_socket_is_replaced(bind, tmp_path):
         client.connect(path)
 
 
-def test_a_unix_socket_that_is_answered_is_left_alone(bind, other, tmp_path):
-    """Another server's socket, with room in its queue or with none, stays where it is."""
+def test_a_unix_socket_in_use_is_left_alone(bind, other, tmp_path):
+    """Another server's socket stays where it is, whether there is room in its queue or not."""
     path = f"{tmp_path}/it"
     listener = other(path, socket.AF_UNIX)
     listener.listen(0)
@@ -260,16 +260,16 @@ def test_a_unix_socket_that_is_answered_is_left_alone(bind, other, tmp_path):
     assert stat.S_ISSOCK(os.stat(path).st_mode)
 
 
-def test_a_file_that_is_no_socket_is_left_alone(bind, tmp_path):
-    """A mistaken path costs nobody a file."""
+def test_a_file_that_is_not_a_socket_is_left_alone(bind, tmp_path):
+    """A wrong path never costs a file."""
     (tmp_path / "it").write_text("precious")
     with pytest.raises(BindError, match=r"it: there is a file which is not a socket$"):
         bind(f"unix:{tmp_path}/it")
     assert (tmp_path / "it").read_text() == "precious"
 
 
-def test_only_the_own_unix_socket_is_removed(tmp_path):
-    """At the end the file goes, unless a new server has put its own in its place."""
+def test_only_our_own_unix_socket_is_removed(tmp_path):
+    """At the end the file is removed, unless another server has put its own in its place."""
     path = f"{tmp_path}/it"
     groups, listeners = sockets.bind([f"unix:{path}"], 1, 1, "nodelay")
     sockets.close(groups, listeners)
@@ -277,7 +277,7 @@ def test_only_the_own_unix_socket_is_removed(tmp_path):
     sockets.unlink(groups)
     assert not os.path.exists(path)
     groups, listeners = sockets.bind([f"unix:{path}"], 1, 1, "nodelay")
-    os.rename(path, f"{path}.old")  # keeps the number of its inode from being given again
+    os.rename(path, f"{path}.old")  # keeps the inode number from being used again
     with socket.socket(socket.AF_UNIX) as successor:
         successor.bind(path)
         sockets.close(groups, listeners)

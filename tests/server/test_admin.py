@@ -1,4 +1,4 @@
-"""The management listener: it tells the truth, obeys whom it may, and nobody can hold it up."""
+"""The management listener: its pages are right, it takes commands only from where it should, and no client can block it."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ ANY = "127.0.0.1:0"
 
 @pytest.fixture
 def managed(start):
-    """A server of two workers that is managed."""
+    """A server with two workers and a management address."""
     return start(CONTROL, workers=2, admin=ANY)
 
 
@@ -33,30 +33,30 @@ def ask(server, target="/readyz", method="GET", **headers):
         return client.request(target, method, **{"host": "localhost", **headers}).response(method)
 
 
-def told(server):
+def readiness(server):
     return json.loads(ask(server).body)
 
 
 def figures(server):
-    """Every sample of /metrics by its name and labels."""
+    """Each sample of /metrics by its name and labels."""
     page = ask(server, "/metrics").text
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in page.splitlines() if line[0] != "#"}
 
 
-def test_it_says_where_it_is_and_answers(managed):
-    """The log has its address; a client that knows HTTP gets JSON."""
+def test_its_address_is_logged_and_responds(managed):
+    """Any HTTP client gets JSON, and the right status for what is not there."""
     host, port = managed.admin
-    answer = httpx.get(f"http://{host}:{port}/livez")
-    assert answer.status_code == 200
-    assert answer.json() == {"alive": True, "pid": managed.pid}
+    response = httpx.get(f"http://{host}:{port}/livez")
+    assert response.status_code == 200
+    assert response.json() == {"alive": True, "pid": managed.pid}
     assert httpx.head(f"http://{host}:{port}/readyz").status_code == 200
     assert httpx.get(f"http://{host}:{port}/nothing").status_code == 404
     assert httpx.post(f"http://{host}:{port}/livez").status_code == 405
 
 
-def test_ready_and_who_is(managed):
-    """All slots are ready, with the pids of the workers."""
-    found = told(managed)
+def test_readyz_lists_the_workers(managed):
+    """All slots are ready, and have the pids of the workers."""
+    found = readiness(managed)
     assert found["ready"] is True
     assert found["reasons"] == []
     assert found["workers"] == {"wanted": 2, "ready": 2, "needed": 1}
@@ -65,60 +65,60 @@ def test_ready_and_who_is(managed):
 
 
 def test_not_ready_while_all_boot(start, tmp_path):
-    """503, and every slot that boots is named."""
+    """The status is 503, and each slot that boots is named."""
     (tmp_path / "hang").touch()
     server = start(BOOTS, workers=2, admin=ANY, env={"BOOTS": str(tmp_path)}, wait=False)
     server.wait_log("management on")
     wait_for((tmp_path / "hanging").exists)
-    answer: Any = wait_for(lambda: (found := ask(server)).status == 503 and b"booting" in found.body and found)
-    found = json.loads(answer.body)
+    response: Any = wait_for(lambda: (found := ask(server)).status == 503 and b"booting" in found.body and found)
+    found = json.loads(response.body)
     assert found["ready"] is False
     assert found["reasons"] == ["0 of 2 workers ready, 1 needed", "worker 0 is booting", "worker 1 is booting"]
     assert ask(server, "/livez").status == 200
 
 
 def test_a_slot_that_backs_off_is_named(start, tmp_path):
-    """A worker that dies again and again leaves its slot empty for a while: not ready, and since when it is tried again."""
+    """A worker that dies again and again leaves its slot empty for a while: not ready, with the number of failures."""
     server = start(BOOTS, admin=ANY, env={"BOOTS": str(tmp_path)})
     (tmp_path / "exit").touch()
     os.kill(server.workers()[0], signal.SIGKILL)
     server.wait_log("has exited early 2 times in a row")
-    found = wait_for(lambda: (found := told(server))["slots"][0]["state"] == "backing off" and found)
+    found = wait_for(lambda: (found := readiness(server))["slots"][0]["state"] == "backing off" and found)
     assert found["ready"] is False
     assert "worker 0 is backing off" in found["reasons"]
     assert found["slots"][0]["failures"] >= 2
     (tmp_path / "exit").unlink()
-    wait_for(lambda: told(server)["ready"])
+    wait_for(lambda: readiness(server)["ready"])
 
 
-def test_a_stuck_worker_is_named_and_half_is_enough(managed):
-    """A worker that takes nothing from its queue is stuck; the other one is enough to be ready."""
+def test_a_stuck_worker_is_named_and_half_of_the_workers_are_enough(managed):
+    """A worker that accepts nothing from its queue is stuck; the other one is enough to be ready."""
     victim = managed.workers()[0]
     os.kill(victim, signal.SIGSTOP)
     try:
         with contextlib.ExitStack() as stack:
             for _ in range(20):
                 stack.enter_context(managed.connect()).request("/")
-            slot = wait_for(lambda: next((slot for slot in told(managed)["slots"] if slot["state"] == "stuck"), None))
+            slot = wait_for(lambda: next((slot for slot in readiness(managed)["slots"] if slot["state"] == "stuck"), None))
             assert slot["pid"] == victim
-            assert told(managed)["ready"] is True
+            assert readiness(managed)["ready"] is True
     finally:
         os.kill(victim, signal.SIGCONT)
 
 
-def test_more_workers_wanted_are_not_missed_yet(start):
-    """To scale up a server that is ready does not make it unready."""
+def test_workers_that_were_only_just_asked_for_are_not_missed(start):
+    """Scaling up a server that is ready does not make it unready."""
     server = start(workers=1, admin=ANY)
-    answers = []
+    statuses = []
     assert ask(server, "/scale?workers=6", "POST").status == 202
-    while len(server.workers()) < 6 or told(server)["workers"]["ready"] < 6:
-        answers.append(ask(server).status)
-    assert set(answers) <= {200}
-    assert told(server)["workers"] == {"wanted": 6, "ready": 6, "needed": 3}
+    while len(server.workers()) < 6 or readiness(server)["workers"]["ready"] < 6:
+        statuses.append(ask(server).status)
+    assert set(statuses) <= {200}
+    assert readiness(server)["workers"] == {"wanted": 6, "ready": 6, "needed": 3}
 
 
 def test_counters_only_grow(managed):
-    """Requests are counted once, also those of a worker that is gone."""
+    """Requests are counted once, and those of a worker that is gone stay counted."""
     for _ in range(20):
         assert managed.get("/").status == 200
     with managed.connect() as client:
@@ -135,12 +135,12 @@ def test_counters_only_grow(managed):
     assert after["epollard_ready"] == 1
 
 
-def test_metrics_are_what_prometheus_reads(managed):
-    """Each sample follows its HELP and TYPE, and each family is there once (text format 0.0.4)."""
-    answer = ask(managed, "/metrics")
-    assert answer.header("content-type") == "text/plain; version=0.0.4; charset=utf-8"
+def test_metrics_have_the_prometheus_text_format(managed):
+    """Each sample follows its HELP and TYPE, and each family occurs once (text format 0.0.4)."""
+    response = ask(managed, "/metrics")
+    assert response.header("content-type") == "text/plain; version=0.0.4; charset=utf-8"
     seen = []
-    for line in answer.text.splitlines():
+    for line in response.text.splitlines():
         if match := re.fullmatch(r"# HELP (\w+) \S.*", line):
             seen.append(match[1])
         elif match := re.fullmatch(r"# TYPE (\w+) (gauge|counter)", line):
@@ -155,7 +155,7 @@ def test_metrics_are_what_prometheus_reads(managed):
 
 @pytest.mark.parametrize("busy", ["loop", "threads"])
 def test_saturation_is_measured(start, busy):
-    """Near 0 while nobody asks; near 1 while a worker computes all the time, or all its threads are held; then 0 again."""
+    """It is near 0 without requests, near 1 while a worker always computes or all its threads are taken, and then 0 again."""
     server = start(CONTROL, workers=1, threads=4, admin=ANY)
     wait_for(lambda: figures(server)["epollard_saturation"] < 0.1)
     target, clients = ("/compute", 8) if busy == "loop" else ("/sleep", 4)
@@ -180,9 +180,9 @@ def test_saturation_is_measured(start, busy):
 
 
 def test_scale_reload_and_drain(managed):
-    """Each of them does what the signal does, and the answer says what is wanted now."""
-    answer = ask(managed, "/scale?workers=3", "POST")
-    assert (answer.status, json.loads(answer.body)) == (202, {"done": "3 workers wanted"})
+    """Each command does what the signal does, and the response says what happens."""
+    response = ask(managed, "/scale?workers=3", "POST")
+    assert (response.status, json.loads(response.body)) == (202, {"done": "3 workers wanted"})
     managed.wait_log("^.*command: scaling to 3 workers")
     wait_for(lambda: len(managed.workers()) == 3)
     assert ask(managed, "/reload", "POST").status == 202
@@ -222,8 +222,8 @@ def test_scale_reload_and_drain(managed):
         ("*", "OPTIONS", {}, 404),
     ],
 )
-def test_what_is_not_obeyed(managed, target, method, headers, status):
-    """No nonsense, no other method, nothing from a browser, and on loopback no Host that a web page may have bent to it."""
+def test_requests_that_are_refused(managed, target, method, headers, status):
+    """Bad values, other methods, anything from a browser, and on loopback a Host that a web page may have chosen."""
     if not target.isascii():
         with Client(managed.admin) as client:
             line = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
@@ -235,28 +235,28 @@ def test_what_is_not_obeyed(managed, target, method, headers, status):
 
 
 def test_a_command_has_no_body(managed):
-    """What is not read is not obeyed, and its sender still gets the answer."""
+    """A command with a body is not carried out, and its sender gets the whole response."""
     with Client(managed.admin) as client:
-        answer = client.post("/drain", b"x" * 200_000, host="localhost")
-        assert answer.status == 413
-    assert told(managed)["ready"] is True
+        response = client.post("/drain", b"x" * 200_000, host="localhost")
+        assert response.status == 413
+    assert readiness(managed)["ready"] is True
 
 
 def test_commands_come_from_this_machine_only(start, other_machine):
-    """A client with another address may read, and no more."""
+    """A client on another machine may read pages, and nothing else."""
     ip, run = other_machine
     server = start(admin="0.0.0.0:0")
     port = server.admin[1]
     program = "import sys, httpx; print(httpx.request(sys.argv[1], sys.argv[2], trust_env=False).status_code)"
     assert run(program, "GET", f"http://{ip}:{port}/readyz") == "200"
     assert run(program, "POST", f"http://{ip}:{port}/drain") == "403"
-    with Client((ip, port)) as client:  # from here, by the address that others use
+    with Client((ip, port)) as client:  # from this machine, by the address that others use
         assert client.post("/reload", b"", host="name").status == 202
 
 
 @pytest.fixture
 def other_machine():
-    """A network namespace: our address as it sees it, and how to run Python there."""
+    """A network namespace: our address as seen from there, and how to run Python there."""
     name = f"epo{os.getpid()}"
     commands = [
         f"ip netns add {name}",
@@ -276,25 +276,25 @@ def other_machine():
             try:
                 done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
             except FileNotFoundError:
-                pytest.skip("there is no ip(8)")
+                pytest.skip("ip(8) is not installed")
             if done.returncode:
-                pytest.skip(f"no network namespace can be made here: {done.stderr.strip()}")
+                pytest.skip(f"cannot make a network namespace here: {done.stderr.strip()}")
         yield "10.213.7.1", run
     finally:
         subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-def test_no_command_at_the_end(start, tmp_path):
-    """A server that stops answers 503 to the probe, and 409 to every command, until its last worker has gone."""
+def test_no_command_is_taken_while_the_server_stops(start, tmp_path):
+    """The readiness probe gets 503 and every command 409, until the last worker has exited."""
     server = start(CONTROL, admin=ANY)
     with server.connect() as client:
         client.request(f"/until?{tmp_path}/go")
         wait_for((tmp_path / "go.running").exists)
         server.signal(signal.SIGTERM)
         server.wait_log("SIGTERM: shutting down")
-        answer = ask(server)
-        assert answer.status == 503
-        assert "the server is stopping" in json.loads(answer.body)["reasons"]
+        response = ask(server)
+        assert response.status == 503
+        assert "the server is stopping" in json.loads(response.body)["reasons"]
         assert ask(server, "/livez").status == 200
         for target in "/scale?workers=2", "/reload", "/drain":
             assert ask(server, target, "POST").status == 409
@@ -306,16 +306,16 @@ def test_no_command_at_the_end(start, tmp_path):
 # Where it listens.
 
 
-def test_by_default_it_gives_way(start):
-    """The default address is taken: the server says so, and serves."""
+def test_the_default_address_may_be_taken(start):
+    """The server logs that it runs without management, and serves."""
     with taken("127.0.0.1:8001"):
         server = start(admin=None)
         assert "cannot listen on 127.0.0.1:8001: another server listens there; the server runs without it" in server.log
         assert server.get("/").status == 200
 
 
-def test_an_address_that_was_asked_for_must_be_had(start):
-    """The same address, asked for by flag or by variable: status 1, nothing is started, no port stays bound."""
+def test_an_address_that_was_asked_for_must_be_available(start):
+    """If it was given by flag or by variable and is taken, the server exits with status 1 and starts nothing."""
     with taken("127.0.0.1:0") as address:
         for options in {"admin": address}, {"admin": None, "env": {"EPOLLARD_ADMIN": address}}:
             server = start(wait=False, **options)
@@ -326,7 +326,7 @@ def test_an_address_that_was_asked_for_must_be_had(start):
 
 @contextlib.contextmanager
 def taken(address):
-    """Somebody listens there, be it by our doing or not."""
+    """Have a listener at the address, ours or another process's."""
     host, _, port = address.rpartition(":")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -336,13 +336,13 @@ def taken(address):
         yield f"{host}:{listener.getsockname()[1] or port}"
 
 
-def test_off_is_none(start):
-    """No address, and no word about one."""
+def test_off_means_no_listener(start):
+    """There is no address, and the log does not mention one."""
     assert "management" not in start(admin="off").log
 
 
 def test_on_a_unix_socket(start, tmp_path):
-    """Its file is there while the server is, and its owner may command."""
+    """Its file exists as long as the server does, and its owner may send commands."""
     path = tmp_path / "admin.sock"
     server = start(admin=f"unix:{path}")
     with Client(str(path)) as client:
@@ -354,47 +354,47 @@ def test_on_a_unix_socket(start, tmp_path):
 
 
 def test_on_ipv6(start):
-    """Brackets, as everywhere."""
+    """The address is written in brackets, as everywhere."""
     server = start(admin="[::1]:0")
     assert ask(server).status == 200
 
 
-# Nobody can hold it up.
+# No client can block it.
 
 
-def test_silent_and_slow_clients_hold_up_nobody(managed):
-    """Hundreds that say nothing, or a part: who asks is answered at once, and workers that die are replaced meanwhile."""
+def test_silent_and_slow_clients_delay_no_other_client(managed):
+    """Hundreds send nothing or half a request: another client gets its response at once, and dead workers are replaced."""
     with contextlib.ExitStack() as stack:
         for number in range(300):
             client = stack.enter_context(Client(managed.admin))
             if number % 3:
                 client.send(b"GET /livez HT" if number % 3 == 1 else b"G")
-        asked = time.monotonic()
+        begin = time.monotonic()
         assert ask(managed).status == 200
-        assert time.monotonic() - asked < WAIT / 4
-        assert len(os.listdir(f"/proc/{managed.pid}/fd")) < 150  # they have no claim on the supervisor's descriptors
+        assert time.monotonic() - begin < WAIT / 4
+        assert len(os.listdir(f"/proc/{managed.pid}/fd")) < 150  # they cannot use up the supervisor's descriptors
         os.kill(managed.workers()[0], signal.SIGKILL)
         managed.wait_log("is ready")
         assert wait_for(lambda: len(managed.workers()) == 2)
 
 
-def test_a_silent_client_is_sent_away(managed):
-    """A part of a head is waited for, but not long."""
+def test_a_silent_client_is_closed(managed):
+    """The rest of a head has a deadline."""
     with Client(managed.admin) as client:
         client.send(b"GET /livez HTTP/1.1\r\n")
         assert client.closed()
 
 
-def test_a_client_that_does_not_read_is_sent_away(managed):
-    """It cannot make the server keep its answer: the deadline is for the whole of it."""
+def test_a_client_that_does_not_read_is_closed(managed):
+    """It cannot make the server keep its response: the deadline is for all of it."""
     with Client(managed.admin, receive_buffer=1024) as client:
         client.request("/metrics", host="localhost")
         wait_for(lambda: f":{client.socket.getsockname()[1]:04X} " not in established(managed), seconds=WAIT)
-    assert told(managed)["ready"] is True
+    assert readiness(managed)["ready"] is True
 
 
 def established(server):
-    """Remote ends of the connections of the management listener (proc_net_tcp: state 01 is established)."""
+    """Remote ends of the management listener's connections (proc_net_tcp(5): state 01 is established)."""
     port = f":{server.admin[1]:04X}"
     with open("/proc/net/tcp", encoding="ascii") as file:
         rows = [line.split() for line in file][1:]
@@ -415,26 +415,26 @@ def established(server):
         (b"GET /%00%ff%0d%0a HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
     ],
 )
-def test_nonsense_is_answered_and_harms_nothing(managed, sent, status):
-    """What is not HTTP gets the status that says so; the supervisor goes on."""
+def test_invalid_requests_get_their_status_and_do_no_harm(managed, sent, status):
+    """The status says what was wrong; the supervisor keeps running."""
     with Client(managed.admin) as client:
         assert client.send(sent).response().status == status
-    assert told(managed)["ready"] is True
+    assert readiness(managed)["ready"] is True
     assert "Traceback" not in managed.log
 
 
-def test_clients_that_reset_harm_nothing(managed):
-    """They leave before, during and after their answer."""
+def test_clients_that_reset_do_no_harm(managed):
+    """They reset before, during and after their response."""
     for sent in (b"", b"GET", b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n") * 20:
         client = Client(managed.admin)
         client.send(sent)
         client.reset()
-    assert told(managed)["ready"] is True
+    assert readiness(managed)["ready"] is True
     assert "Traceback" not in managed.log
 
 
-def test_workers_hold_nothing_of_it(start, tmp_path):
-    """A worker that is forked while clients are connected keeps neither them nor the listener, not even while it boots."""
+def test_workers_hold_none_of_its_sockets(start, tmp_path):
+    """A worker that is forked while clients are connected holds neither them nor the listener, not even while it boots."""
     server = start(BOOTS, admin=ANY, env={"BOOTS": str(tmp_path)})
     (tmp_path / "hang").touch()
     with Client(server.admin) as client:
@@ -476,8 +476,8 @@ def ctl(*words, **environ):
     )
 
 
-def test_epollardctl_commands_a_server(managed):
-    """Each command is obeyed, says in one line what is wanted now, and ends with 0."""
+def test_epollardctl_sends_commands(managed):
+    """Each command is carried out, prints one line about it, and exits with 0."""
     address = "{}:{}".format(*managed.admin)
     assert ctl("healthcheck", EPOLLARD_ADMIN=address).returncode == 0
     done = ctl("scale", "3", "--admin", address)
@@ -495,8 +495,8 @@ def test_epollardctl_commands_a_server(managed):
     assert gone.stderr == f"epollardctl: {address}: Connection refused\n"
 
 
-def test_epollardctl_reads_the_file_of_the_server(managed, tmp_path):
-    """As the server, it takes the address from the configuration file."""
+def test_epollardctl_reads_the_configuration_file_of_the_server(managed, tmp_path):
+    """Like the server it takes the address from there."""
     host, port = managed.admin
     file = tmp_path / "it.toml"
     file.write_text(f'admin = "{host}:{port}"\n')
@@ -504,7 +504,7 @@ def test_epollardctl_reads_the_file_of_the_server(managed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("words", "status", "message"),
     [
         ((), 2, "usage: epollardctl"),
         (("dance",), 2, "unknown command 'dance'"),
@@ -517,25 +517,25 @@ def test_epollardctl_reads_the_file_of_the_server(managed, tmp_path):
         (("healthcheck", "--admin", "nowhere"), 2, "--admin: 'nowhere' is not HOST:PORT"),
     ],
 )
-def test_epollardctl_says_what_is_wrong(words, status, said):
-    """One line on standard error, and the status: 2 where the command makes no sense, 1 where it cannot be had."""
+def test_epollardctl_reports_what_is_wrong(words, status, message):
+    """It prints an error, and exits with 2 if the command is invalid, or with 1 if it cannot be carried out."""
     done = ctl(*words)
     assert done.returncode == status
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", b"220 mail\r\nready\r\n"])
+@pytest.mark.parametrize("response", [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", b"220 mail\r\nready\r\n"])
 @pytest.mark.parametrize("command", ["status", "healthcheck", "reload"])
-def test_a_stranger_is_not_taken_for_the_server(command, answer):
-    """Who else may listen there is neither well nor obedient, and what he says is one line."""
+def test_another_server_is_not_taken_for_epollard(command, response):
+    """If another program listens there, the command fails, with one line."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve():
             client, _ = listener.accept()
             with client:
                 client.recv(4096)
-                client.sendall(answer)
+                client.sendall(response)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -545,15 +545,15 @@ def test_a_stranger_is_not_taken_for_the_server(command, answer):
     assert len((done.stdout + done.stderr).splitlines()) == 1
 
 
-def test_to_ask_what_a_command_is_does_not_give_it(managed):
-    """`drain --help` shows what there is, and nothing else happens."""
+def test_the_help_of_a_command_does_not_send_it(managed):
+    """`drain --help` prints the usage and does nothing else."""
     done = ctl("drain", "--help", EPOLLARD_ADMIN="{}:{}".format(*managed.admin))
     assert (done.returncode, done.stdout.partition(":")[0]) == (0, "usage")
-    assert told(managed)["ready"] is True
+    assert readiness(managed)["ready"] is True
 
 
-def test_healthcheck_without_management_asks_every_address(start, tmp_path):
-    """`OPTIONS *`, which the application never sees; one address that does not answer is enough to be ill."""
+def test_healthcheck_without_management_tries_every_address(start, tmp_path):
+    """It sends `OPTIONS *`, which the application never sees; one address that does not respond is enough to fail."""
     server = start(bind=["127.0.0.1:0", f"unix:{tmp_path}/it"], admin="off")
     binds = f"127.0.0.1:{server.port},unix:{tmp_path}/it"
     assert ctl("healthcheck", EPOLLARD_ADMIN="off", EPOLLARD_BIND=binds).returncode == 0
@@ -566,7 +566,7 @@ def test_healthcheck_without_management_asks_every_address(start, tmp_path):
 
 
 def test_healthcheck_is_readiness(start, tmp_path):
-    """A server whose workers all boot is not well, though it listens; the reason is printed."""
+    """A server all of whose workers boot is not healthy, although it listens; the reason is printed."""
     (tmp_path / "hang").touch()
     server = start(BOOTS, admin=ANY, env={"BOOTS": str(tmp_path)}, wait=False)
     server.wait_log("management on")

@@ -1,4 +1,4 @@
-"""Where it listens: TCP over IPv4 and IPv6, Unix sockets, several of them; and never where somebody else does."""
+"""Addresses: TCP over IPv4 and IPv6, Unix sockets, several of them; and never one that another server has."""
 
 import re
 import socket
@@ -11,7 +11,7 @@ needs_v6 = pytest.mark.skipif(not HAS_V6, reason="this machine has no IPv6 loopb
 
 
 def target(url):
-    """What a client connects to."""
+    """The address that a client connects to."""
     if url.startswith("unix:"):
         return url.removeprefix("unix:")
     host, _, port = url.removeprefix("http://").rpartition(":")
@@ -33,8 +33,8 @@ def target(url):
     ids=" ".join,
 )
 @pytest.mark.parametrize("workers", [1, 3])
-def test_every_address_is_answered(start, tmp_path, monkeypatch, binds, workers):
-    """Each address is shown at start and answered, by whichever worker."""
+def test_every_address_is_served(start, tmp_path, monkeypatch, binds, workers):
+    """Each address is logged at the start, and served by all workers."""
     server = start("apps.hello:app", bind=binds, workers=workers)
     assert len(server.urls) >= len(binds)
     monkeypatch.chdir(tmp_path / "server-1")
@@ -45,10 +45,10 @@ def test_every_address_is_answered(start, tmp_path, monkeypatch, binds, workers)
 
 
 def test_a_unix_socket_is_served_by_all_workers(start, tmp_path):
-    """One queue, from which each worker takes: none is left out when several connections stay open."""
+    """They share one queue: while one worker is busy the other one takes its connections."""
     path = f"{tmp_path}/it.sock"
     server = start("apps.hello:app", bind=f"unix:{path}", workers=2, threads=1)
-    # While one worker sleeps the other has to take what comes.
+    # While one worker sleeps the other has to take the next connections.
     with Client(path) as sleeper:
         sleeper.request("/sleep?0.5")
         pids = set()
@@ -60,8 +60,8 @@ def test_a_unix_socket_is_served_by_all_workers(start, tmp_path):
     assert pids <= set(server.workers())
 
 
-def test_a_stale_unix_socket_is_no_obstacle(start, tmp_path):
-    """What a killed server left behind is replaced."""
+def test_a_stale_unix_socket_is_replaced(start, tmp_path):
+    """A killed server has left its file behind."""
     path = f"{tmp_path}/it.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
@@ -71,13 +71,13 @@ def test_a_stale_unix_socket_is_no_obstacle(start, tmp_path):
         assert client.get("/").text == "Hello, world!"
 
 
-def test_an_address_in_use_is_one_line_and_status_1(start):
-    """Two servers never share a port, though the kernel would let them; the first one goes on undisturbed."""
+def test_an_address_in_use_is_an_error_of_one_line(start):
+    """Two servers never share a port, although the kernel would allow it: the second exits with 1, the first keeps serving."""
     first = start("apps.hello:app", workers=2)
     second = start("apps.hello:app", bind=f"127.0.0.1:{first.port}", workers=2, wait=False)
     assert second.ended() == 1
     lines = second.log.splitlines()
-    assert len(lines) == 2  # how many workers, and this:
+    assert len(lines) == 2  # the number of workers, and this:
     assert lines[1].endswith(f"cannot listen on 127.0.0.1:{first.port}: another server listens there")
     assert {first.get("/").text for _ in range(10)} == {"Hello, world!"}
 
@@ -85,13 +85,13 @@ def test_an_address_in_use_is_one_line_and_status_1(start):
 @pytest.mark.parametrize(
     ("bind", "why"),
     [
-        ("192.0.2.1:0", "Cannot assign requested address"),  # nobody's: RFC 5737
+        ("192.0.2.1:0", "Cannot assign requested address"),  # no machine has it: RFC 5737
         ("unix:/nowhere/it.sock", "No such file or directory"),
-        ("nowhere.invalid:80", r"(Name or service|Temporary failure|No address).*"),  # nobody's: RFC 6761
+        ("nowhere.invalid:80", r"(Name or service|Temporary failure|No address).*"),  # never resolves: RFC 6761
     ],
 )
-def test_an_address_that_cannot_be_had_is_one_line_and_status_1(start, bind, why):
-    """No traceback, no worker."""
+def test_an_address_that_is_not_available_is_an_error_of_one_line(start, bind, why):
+    """The server exits with 1, without a traceback and without starting a worker."""
     server = start("apps.hello:app", bind=bind, wait=False)
     assert server.ended() == 1
     assert re.fullmatch(rf".*cannot listen on {re.escape(bind)}: {why}", server.log.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The knobs of the article, each seen from outside the process: by proc(5), by socket options, by what the kernel does."""
+"""The knobs of the article, each observed from outside the process: by proc(5), by socket options, by what the kernel does."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def masks(pid):
 
 
 def test_trigger(serve, mode):
-    """Connections are registered as the option says; listeners are level-triggered always."""
+    """Connections are registered as the option says; listeners are always level-triggered."""
     server = serve(APP)
     with server.connect() as client:
         for _ in range(2):
@@ -51,14 +51,14 @@ def test_trigger(serve, mode):
 
 @pytest.mark.parametrize(("tcp", "nodelay", "cork"), [("nodelay", 1, 0), ("cork", 0, 1), ("default", 0, 0)])
 def test_tcp_options(serve, tcp, nodelay, cork):
-    """What getsockopt(2) says of an accepted connection."""
+    """getsockopt(2) of an accepted connection shows the option."""
     found = json.loads(serve(APP, tcp=tcp).get("/options").text)
     assert {name: bool(value) for name, value in found.items()} == {"TCP_NODELAY": bool(nodelay), "TCP_CORK": bool(cork)}
 
 
 @pytest.mark.parametrize("tcp", ["nodelay", "cork", "default"])
-def test_no_answer_waits_for_a_cork(serve, tcp):
-    """Whole answers leave at once on connections that go on: the kernel's 200 ms of a cork are for unfinished ones."""
+def test_no_response_waits_for_a_cork(serve, tcp):
+    """Complete responses leave at once on persistent connections: only unfinished ones wait for the 200 ms of a cork."""
     server = serve(APP, tcp=tcp)
     with server.connect() as client:
         begun = time.monotonic()
@@ -70,7 +70,7 @@ def test_no_answer_waits_for_a_cork(serve, tcp):
 
 
 def pushes(server, tmp_path):
-    """Whether the first piece of a stream arrives while the application still thinks about the second one."""
+    """Whether the first piece of a stream arrives before the application has made the second one."""
     with Gate(tmp_path / "gate") as gate, server.connect() as client:
         client.request(f"/gated_stream/{gate.path}?fifo={gate.path}")
         gate.wait()
@@ -82,20 +82,20 @@ def pushes(server, tmp_path):
 
 @pytest.mark.parametrize(("tcp", "early"), [("nodelay", True), ("cork", False)])
 def test_a_cork_holds_small_pieces_back(serve, tmp_path, tcp, early):
-    """Its effect: pieces that fill no segment wait for the next ones; nodelay sends each as it comes."""
+    """Pieces smaller than a segment wait for the next ones; nodelay sends each of them at once."""
     assert pushes(serve(APP, tcp=tcp), tmp_path) is early
 
 
 def send_queue(server):
-    """What `ss -ltn` shows as Send-Q of the listener: its backlog."""
+    """The listener's backlog, which `ss -ltn` shows as Send-Q."""
     if not shutil.which("ss"):
-        pytest.skip("no ss")
+        pytest.skip("ss(8) is not installed")
     shown = subprocess.run(["ss", "-Hltn", f"sport = :{server.port}"], capture_output=True, text=True, check=True).stdout
     return int(shown.split()[2])
 
 
 def connected(sock):
-    """Whether the handshake is done."""
+    """Whether the handshake is complete."""
     try:
         return bool(sock.getpeername())
     except OSError:
@@ -104,7 +104,7 @@ def connected(sock):
 
 @pytest.mark.parametrize("backlog", [1, 20])
 def test_backlog(start, backlog):
-    """So many connections, and one (listen(2)), wait for a worker that does not accept; the next one is not even connected."""
+    """That many connections and one more (listen(2)) wait for a worker that does not accept; one more is not established."""
     server = start(APP, backlog=backlog)
     assert send_queue(server) == backlog
     (pid,) = server.workers()
@@ -118,7 +118,7 @@ def test_backlog(start, backlog):
             sock.connect_ex(server.address)
             if number <= backlog:
                 wait_for(lambda sock=sock: connected(sock), f"connection {number}")
-                sock.send(b"G")  # who is silent does not wait in the queue
+                sock.send(b"G")  # a silent client is not put into the queue
         # The handshake of the last one is repeated, and refused, after a second at the earliest.
         assert not select.select([], waiting[-1:], [], 0.3)[1]
     finally:
@@ -129,13 +129,13 @@ def test_backlog(start, backlog):
 
 
 def test_backlog_of_the_system(start):
-    """By default as many as the system allows."""
+    """The default is as many as the system allows."""
     assert send_queue(start(APP)) == int(Path("/proc/sys/net/core/somaxconn").read_text())
 
 
 @pytest.mark.parametrize("threads", [1, 3, 8])
 def test_threads(start, tmp_path, threads):
-    """So many requests run at the same time, and not one more."""
+    """That many requests run at the same time, and not one more."""
     server = start(APP, threads=threads)
     gates = [Gate(tmp_path / f"gate-{number}") for number in range(threads + 1)]
     clients: list[Client] = []

@@ -1,4 +1,4 @@
-"""A worker that stands still: new clients do not wait for it, and what waits in its queue is served by a sibling."""
+"""A worker that stands still: new clients do not wait for it, and a sibling serves its queue."""
 
 import contextlib
 import os
@@ -8,12 +8,12 @@ import time
 from harness import SCALE, wait_for
 from load import Load
 
-# Seconds that a client may wait on account of a worker that stands still; the machine's own slowness comes on top of it.
+# Seconds that a client may wait because a worker stands still; a slow machine needs more.
 PROMISE = 0.5 * max(SCALE / 2, 1)
 
 
-def test_nobody_waits_for_a_stopped_worker(start):
-    """SIGSTOP to a worker for two seconds, twice: no new client waits longer than promised, and none is turned away."""
+def test_no_client_waits_for_a_stopped_worker(start):
+    """Two workers are stopped in turn, for two seconds: no new client waits longer than promised, and none is turned away."""
     server = start(workers=3)
     with Load(server.address, pause=0.02) as load:
         for victim in server.workers()[:2]:
@@ -23,18 +23,18 @@ def test_nobody_waits_for_a_stopped_worker(start):
             wait_for(lambda end=end: time.monotonic() > end)
             os.kill(victim, signal.SIGCONT)
             assert load.count > before
-            wait_for(lambda victim=victim: str(victim) in answering(server))
+            wait_for(lambda victim=victim: str(victim) in serving(server))
     assert [failure for failure in load.failures if "one-shot" in failure] == []
     assert load.slowest < PROMISE
     server.wait_log(r"worker [01] is not accepting connections; siblings are taking its \d+ queued")
 
 
-def answering(server):
+def serving(server):
     return {server.get("/pid").text for _ in range(10)}
 
 
 def test_a_queue_is_served_by_a_sibling(start):
-    """Who waits in the queue of a stopped worker is answered while it is stopped; when it goes on it gets its own back."""
+    """Clients in the queue of a stopped worker are served meanwhile; when it resumes it gets its queue back."""
     server = start(workers=2, log_level="debug")
     stopped, other = server.workers()
     os.kill(stopped, signal.SIGSTOP)
@@ -46,7 +46,7 @@ def test_a_queue_is_served_by_a_sibling(start):
     before = descriptors(other)
     os.kill(stopped, signal.SIGCONT)
     server.wait_log("worker 0 accepts connections again")
-    wait_for(lambda: str(stopped) in answering(server))
+    wait_for(lambda: str(stopped) in serving(server))
     wait_for(lambda: descriptors(other) < before)
 
 
@@ -55,7 +55,7 @@ def descriptors(pid):
 
 
 def test_a_queue_is_served_while_its_worker_boots(start, tmp_path):
-    """The replacement of a dead worker takes its time; nobody waits for it."""
+    """The replacement of a dead worker takes long to boot; no client waits for it."""
     (tmp_path / "version").write_text("1")
     server = start("apps.boots:app", workers=2, env={"BOOTS": str(tmp_path)})
     (tmp_path / "hang").touch()
@@ -72,7 +72,7 @@ def test_a_queue_is_served_while_its_worker_boots(start, tmp_path):
 
 
 def test_an_idle_server_sleeps(start):
-    """Without clients the supervisor wakes once a second for its workers' sake, and not to look at queues."""
+    """Without clients the supervisor wakes once a second to check its workers, and not for the queues."""
     server = start(workers=4)
     server.get("/")
 

@@ -1,4 +1,4 @@
-"""Slots and their listeners, on real sockets: they come and go, and who has connected is in the queue of one that stays."""
+"""Slots and their listeners, on real sockets: they come and go, and each client that has connected is in a queue that stays."""
 
 import contextlib
 import math
@@ -16,12 +16,12 @@ from harness import wait_for
 from staff import settings
 
 NOW = 1000.0
-CLIENTS = 64  # all of them in one of two queues: once in 2**63
+CLIENTS = 64  # the chance that all of them get into one of two queues is 2**-63
 
 
 @pytest.fixture
 def opened():
-    """`opened(2, "--steer", "off")`: so many slots with a listener on a free port."""
+    """`opened(2, "--steer", "off")`: that many slots, each with a listener on a free port."""
     loop = Loop()
     made = []
 
@@ -40,7 +40,7 @@ def opened():
 
 @contextlib.contextmanager
 def clients(listeners, count):
-    """So many that have connected and said something."""
+    """That many clients that have connected and sent something."""
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             client = stack.enter_context(socket.create_connection(listeners.groups[0].address, timeout=5))
@@ -50,14 +50,14 @@ def clients(listeners, count):
 
 
 def serves(slot):
-    """Have a ready worker in the slot, as it is seen from here."""
+    """Put a ready worker into the slot, as far as the listeners see it."""
     worker = SimpleNamespace(ready=True, retiring=False, slot=slot, record=[0] * 16)
     slot.processes.append(worker)
     return worker
 
 
-def test_one_slot_more_is_one_listener_more_on_the_same_port(opened):
-    """In the kernel's group as well: each of them gets clients."""
+def test_one_more_slot_is_one_more_listener_on_the_same_port(opened):
+    """It is in the kernel's group as well: each listener gets clients."""
     listeners = opened(1)
     assert listeners.resize(NOW, 2) == 2
     assert [slot.index for slot in listeners.slots] == [0, 1]
@@ -66,8 +66,8 @@ def test_one_slot_more_is_one_listener_more_on_the_same_port(opened):
         assert all(queue_length(slot.listeners[0]) for slot in listeners.slots)
 
 
-def test_a_slot_that_fades_is_closed_when_its_queue_is_empty(opened):
-    """Not before: who waits there would be turned away."""
+def test_a_retiring_slot_is_closed_when_its_queue_is_empty(opened):
+    """Not before: queued clients would be turned away."""
     listeners = opened(2)
     with clients(listeners, CLIENTS):
         assert listeners.resize(NOW, 1) == 1
@@ -84,8 +84,8 @@ def test_a_slot_that_fades_is_closed_when_its_queue_is_empty(opened):
     assert len(listeners.groups[0].members) == 1
 
 
-def test_a_slot_that_fades_does_not_wait_for_ever(opened):
-    """When its worker has had all the time there is, nobody will empty the queue."""
+def test_a_retiring_slot_does_not_wait_for_ever(opened):
+    """Once its worker has used up its time, no process will empty the queue."""
     listeners = opened(2)
     with clients(listeners, CLIENTS):
         listeners.resize(NOW, 1)
@@ -95,22 +95,22 @@ def test_a_slot_that_fades_does_not_wait_for_ever(opened):
 
 @pytest.mark.parametrize("steer", ["on", "off"])
 def test_a_slot_that_is_wanted_again_stays(opened, steer):
-    """As long as its worker was not asked to go: the same slot, and it takes connections as ever."""
+    """As long as its worker was not asked to exit, it is the same slot, and takes connections as before."""
     listeners = opened(2, "--steer", steer)
     slot = listeners.slots[1]
     listeners.resize(NOW, 1)
     assert listeners.resize(NOW + syn_filter.SYN_DROP_TIME / 2, 2) == 2
     assert listeners.slots[1] is slot
     assert listeners.retiring == []
-    with clients(listeners, CLIENTS):  # a SYN that is dropped would come again after a second
+    with clients(listeners, CLIENTS):  # a SYN that is dropped would be repeated after a second
         assert queue_length(slot.listeners[0])
     listeners.resize(NOW, 1)
     listeners.resize(slot.retires_at, 2)
     assert listeners.slots[1] is not slot
 
 
-def test_where_nothing_is_steered_the_door_is_shut_first(opened):
-    """The kernel's hash goes on to send clients there: they are not heard, and none has connected when the listener goes."""
+def test_without_steering_new_handshakes_are_refused_first(opened):
+    """The kernel's hash still picks that listener: the SYNs are dropped, and no client has connected when it is closed."""
     listeners = opened(2, "--steer", "off")
     listeners.resize(NOW, 1)
     address = listeners.groups[0].address
@@ -126,8 +126,8 @@ def test_where_nothing_is_steered_the_door_is_shut_first(opened):
         assert listeners.retiring == []
 
 
-def test_a_door_that_is_shut_keeps_nobody_who_has_come(opened):
-    """At the end: no new handshake, but who waits is still there to be accepted."""
+def test_refusing_handshakes_leaves_the_queue_alone(opened):
+    """When the server stops, no new handshake begins, but queued clients can still be accepted."""
     listeners = opened(1)
     with clients(listeners, 3):
         listeners.refuse_handshakes()
@@ -137,8 +137,8 @@ def test_a_door_that_is_shut_keeps_nobody_who_has_come(opened):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_unix_socket_is_shut_as_it_is_closed(opened, tmp_path, shared):
-    """Though workers have their copies still; but not where a successor goes on with it."""
+def test_a_unix_socket_refuses_clients_once_it_is_closed(opened, tmp_path, shared):
+    """Although workers still have their copies; but not if a successor keeps using it."""
     path = str(tmp_path / "it.sock")
     listeners = opened(2, bind=f"unix:{path}")
     copy = listeners.slots[0].listeners[0].dup()
@@ -149,16 +149,16 @@ def test_a_unix_socket_is_shut_as_it_is_closed(opened, tmp_path, shared):
     assert not os.path.exists(path)
 
 
-def test_a_worker_keeps_the_listeners_of_its_slot_only(opened):
-    """Else a sibling's listener would live as long as this worker."""
+def test_a_worker_keeps_only_the_listeners_of_its_slot(opened):
+    """Otherwise a sibling's listener would live as long as this worker."""
     listeners = opened(3)
     listeners.resize(NOW, 2)
     listeners.disown(listeners.slots[1])
     assert [slot.listeners[0].fileno() == -1 for slot in listeners.all_slots] == [True, False, True]
 
 
-def test_a_change_of_who_serves_is_acted_upon_at_once(opened):
-    """A worker that is ready, or leaves, or is gone: the next look is not waited for; without a change it is."""
+def test_a_change_in_the_serving_workers_is_acted_upon_at_once(opened):
+    """A worker becomes ready, leaves, or is gone: steering does not wait until it is due; without a change it does."""
     listeners = opened(2)
     calls = []
     listeners._balance = SimpleNamespace(due_at=math.inf, steer=lambda *words: calls.append(words))

@@ -29,14 +29,14 @@ from facts import NOW, facts, slot
     ],
 )
 def test_ready_or_why_not(kinds, known, ending, reasons):
-    """Ready is: half of the workers take connections, and the server stays. Else each reason is named."""
+    """Ready means that half of the workers take connections, and that the server stays. Otherwise each reason is named."""
     ready, report = status.readiness(facts(*kinds, known=known, ending=ending))
     expected = [reason.format(number) for number, reason in enumerate(reasons)]
     assert report["reasons"] == expected
     assert ready is report["ready"] is (not reasons)
 
 
-def test_a_replacement_hides_nobody():
+def test_a_booting_replacement_does_not_hide_the_worker():
     """While a slot's old worker still serves and its replacement boots, the slot is ready."""
     made = facts("ready")
     made.slots[0].processes.append(slot(0, "booting").processes[0])
@@ -47,8 +47,8 @@ def test_a_replacement_hides_nobody():
     ("shares", "silent", "expected"),
     [([0, 0], [], 0), ([1000, 1000], [], 1), ([200, 600], [], 0.4), ([0, 0], [1], 0.5), ([0], [0], 1), ([], [], 0)],
 )
-def test_saturation_is_the_mean_of_those_who_serve(shares, silent, expected):
-    """Who has not been heard of for long is taken to be busy; who boots does not count."""
+def test_saturation_is_the_mean_of_the_serving_workers(shares, silent, expected):
+    """A worker without a recent heartbeat counts as busy; one that boots does not count."""
     made = facts(*["ready"] * len(shares), "booting")
     for index, share in enumerate(shares):
         record = made.slots[index].processes[0].record

@@ -118,7 +118,7 @@ def test_a_handover_step_by_step(chain):
 
 
 def test_the_first_one_is_the_relay_for_all_leaders(chain):
-    """Signals reach the leader, after one upgrade and after two; its exit status is the relay's."""
+    """Signals reach the leader after one upgrade and after two, and its exit status becomes the relay's."""
     first, second = handed_over(chain)
     first.pass_on(signal.SIGHUP)
     first.pass_on(signal.SIGCHLD)
@@ -244,7 +244,7 @@ def test_a_stop_takes_the_successor_along(chain, capfd):
 
 @pytest.mark.parametrize(("stopped", "missed"), [(False, "start"), (True, "exit")])
 def test_a_successor_whose_time_is_over_is_killed(chain, capfd, stopped, missed):
-    """Once, and the log says what it should have done."""
+    """Only once, and the log says what it did not do in time."""
     old, _ = chain.pair()
     if stopped:
         old.stop(signal.SIGTERM, 9.0)
@@ -255,7 +255,7 @@ def test_a_successor_whose_time_is_over_is_killed(chain, capfd, stopped, missed)
 
 
 def test_a_stop_does_not_touch_a_leader(chain):
-    """The predecessor drains; the successor leads, and goes on."""
+    """The predecessor drains; the successor keeps leading."""
     old, new = handed_over(chain)
     old.stop(signal.SIGTERM, 9.0)
     assert chain.killed == []
@@ -296,7 +296,7 @@ def test_a_handover_that_cannot_be_read(chain, monkeypatch, text):
 
 
 def test_without_a_handover_we_are_the_first(chain, monkeypatch):
-    """And lead at once."""
+    """And we lead at once."""
     monkeypatch.delenv(VARIABLE, raising=False)
     one = chain.first()
     assert not one.inherit()
@@ -333,7 +333,7 @@ def inheritances_of(groups, listeners):
 
 
 def test_the_kernels_order_is_handed_over(old):
-    """After one listener has left, the last one is in its place: the successor knows, though slots are counted otherwise."""
+    """After a listener has left, the kernel has the last one in its place: the order of the slots is another."""
     (group,), listeners = old("127.0.0.1:0", slots=4)
     group.leave(listeners[1][0])
     listeners.pop(1)
@@ -363,7 +363,7 @@ def test_nothing_is_changed_before_it_is_ours(old):
 
 
 def test_a_unix_socket_is_recognized_by_its_file(old, tmp_path):
-    """The same file: it is adopted, and not removed before it is ours. Another file: it is left alone."""
+    """A socket with the same file is adopted, and its file not removed before it is ours. Another file is left alone."""
     path = tmp_path / "it"
     groups, listeners = old(f"unix:{path}")
     (found,), mine = sockets.bind([f"unix:{path}"], 1, 16, "nodelay", inheritances_of(groups, listeners))
@@ -373,7 +373,7 @@ def test_a_unix_socket_is_recognized_by_its_file(old, tmp_path):
     sockets.unlink([found])
     assert not path.exists()
     sockets.close([found], mine)
-    path.write_text("so that the number of the inode is not given again")
+    path.write_text("keeps the inode number from being used again")
     path.rename(tmp_path / "other")
     left = inheritances_of(groups, listeners)
     (found,), mine = sockets.bind([f"unix:{path}"], 1, 16, "nodelay", left)
