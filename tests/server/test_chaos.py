@@ -59,13 +59,15 @@ def test_a_kill_costs_what_the_worker_had_read(served):
     server = served(workers=3)
     grips = []
     with load(server, target="/?ms=1") as clients:
-        for _ in range(6):
+        for number in range(1, 7):
             victim = random.choice(workers(server))
             hands.stop(victim)
             grips += hands.in_hands(victim, server.port)
             os.kill(victim, signal.SIGKILL)
             before = clients.count
             wait_for(lambda before=before: clients.count > before + 200)
+            # A kill before a worker is ready would look like its own early exit.
+            server.wait_log(r"worker \d+ \(pid \d+\) is ready", number)
         wait_for(lambda: len(workers(server)) == 3)
     read = {held.port for held in grips if not held.unread}
     assert [failure for failure in clients.failures if failure.port not in read] == []
