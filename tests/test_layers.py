@@ -51,7 +51,6 @@ TESTED_ELSEWHERE = {
     "__init__": ["test_cli.py"],
     "__main__": ["test_cli.py", "harness.py"],
     "worker": ["server/test_stop.py", "server/test_signals.py", "server/test_supervision.py"],
-    "asgi/exchange": ["server/test_asgi.py"],
     "asgi/lifespan": ["server/test_lifespan.py"],
     "asgi/runner": ["server/test_runner.py"],
     "asgi/scope": ["server/test_asgi.py"],

@@ -104,7 +104,9 @@ class Worker:
         add = access.add if access else None
         self._interface: LeaderFollowers | AsgiRunner
         if kind == "asgi":
-            self._interface = AsgiRunner(loop, app, config.ws_max_size, config.ws_deflate == "on", add)
+            self._interface = AsgiRunner(
+                loop, app, max_message=config.ws_max_size, deflate=config.ws_deflate == "on", access=add
+            )
         else:
             self._interface = LeaderFollowers(
                 loop,

@@ -43,14 +43,14 @@ REPORTED_CALLS: Final = 100  # whose places go to the log, as faulthandler limit
 class AsgiRunner(Runner):
     """The asyncio loop of a worker, and the calls that run on it."""
 
-    def __init__(self, loop: Loop, app: App, max_size: int, deflate: bool, access: AccessLogger | None) -> None:
+    def __init__(self, loop: Loop, app: App, *, max_message: int, deflate: bool, access: AccessLogger | None) -> None:
         self.loop = loop
         self.aio: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop(loop)
         self.answered = 0
         self.timed = access is not None
         self.stopping = False
         self._app = app
-        self._max_size = max_size  # bytes of a WebSocket's message
+        self._max_message = max_message  # bytes of a WebSocket's message
         self._deflate = deflate
         self._access = access
         self._scopes = Scopes()
@@ -159,7 +159,7 @@ class AsgiRunner(Runner):
             connection.reject(error)
             return
         scope["subprotocols"] = offer.subprotocols
-        WebSocketExchange(self, connection, request, offer, self._max_size).begin(self._app, scope)
+        WebSocketExchange(self, connection, request, offer, max_message=self._max_message).begin(self._app, scope)
 
     # exchange.Runner
 

@@ -78,7 +78,7 @@ class WebSocketExchange:
         "task",
     )
 
-    def __init__(self, runner: Runner, connection: Connection, request: Request, offer: Offer, max_size: int) -> None:
+    def __init__(self, runner: Runner, connection: Connection, request: Request, offer: Offer, *, max_message: int) -> None:
         self.runner = runner
         self.connection = connection
         self.request = request
@@ -87,7 +87,7 @@ class WebSocketExchange:
         self.started = time.perf_counter()
         self.task: asyncio.Task[None] | None = None
         self._offer = offer
-        self._receiver = Receiver(max_size, offer.deflate)
+        self._receiver = Receiver(max_message, offer.deflate)
         self._state = CONNECTING
         self._deadline = NEVER  # for the client's close frame
         self._greeted = False  # the application has received websocket.connect
