@@ -4,12 +4,18 @@ import io
 import os
 import tempfile
 import threading
-from typing import Any
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+import corpus
+from epollard.net.connection import Connection
+from epollard.protocol.request import Request
 from epollard.wsgi import input as wsgi_input
-from epollard.wsgi.input import SPOOL_MEMORY, NoInput, Spool
+from epollard.wsgi.input import SPOOL_MEMORY, ExpectedInput, NoInput, Spool, Upload
+from harness import SCALE, wait_for
 
 
 def test_no_body_is_an_empty_file():
@@ -129,3 +135,160 @@ def test_spools_are_apart():
     for number, spool in enumerate(spools):
         assert spool.rewind().read() == bytes([number]) * 500_000
         spool.close()
+
+
+# --- Sinks
+
+
+class FakeConnection:
+    """What the sinks call of a connection, in order."""
+
+    def __init__(self, draining: bool = False) -> None:
+        self.calls: list[Any] = []
+        self.closed = False
+        self.context = SimpleNamespace(draining=draining)
+
+    def close_if_draining(self) -> None:
+        self.calls.append("close_if_draining")
+
+    def defer(self) -> None:
+        self.calls.append("defer")
+
+    def read_body(self, close: bool, ask: bool) -> None:
+        self.calls.append(("read_body", close, ask))
+
+
+class FakeCall:
+    """The call that reads an input. What it posts is run when the test does so."""
+
+    def __init__(self) -> None:
+        self.aborted = False
+        self.opened = False
+        self.left_loop = 0
+        self.posted: list[Callable[..., object]] = []
+
+    def leave_loop(self) -> None:
+        self.left_loop += 1
+
+    def post(self, callback: Callable[..., object], /) -> None:
+        self.posted.append(callback)
+
+
+def expecting(*fields: str) -> Request:
+    lines = ("POST / HTTP/1.1", "Host: a", "Content-Length: 4", "Expect: 100-continue", *fields, "", "")
+    found = corpus.reader().read("\r\n".join(lines).encode())
+    assert found is not None
+    return found
+
+
+def expected_input(*fields: str, draining: bool = False) -> tuple[FakeConnection, FakeCall, ExpectedInput]:
+    connection, call = FakeConnection(draining), FakeCall()
+    body = ExpectedInput(cast(Connection, connection), expecting(*fields))
+    body.exchange = call
+    return connection, call, body
+
+
+def reading(body: ExpectedInput, call: FakeCall) -> tuple[threading.Thread, list[Any]]:
+    """A thread that reads all of a body, and what became of that: bytes, or the type of an exception."""
+    found: list[Any] = []
+
+    def read() -> None:
+        try:
+            found.append(body.read())
+        except OSError as error:
+            found.append(type(error))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    wait_for(lambda: call.posted, "the thread waits for the body")
+    return thread, found
+
+
+def test_an_upload_is_answered_when_it_is_complete():
+    """The application is called with the body at its beginning, and with `Connection: close` if the worker drains by now."""
+    connection = FakeConnection()
+    request = expecting()
+    calls: list[Any] = []
+
+    def run(connection: Connection, request: Request, body: Any) -> bytes:
+        calls.append((connection, request, body.read()))
+        return b"response"
+
+    upload = Upload(run, cast(Connection, connection), request)
+    upload.feed(b"ab")
+    upload.feed(b"cd")
+    assert calls == []
+    assert upload.end() == b"response"
+    assert calls == [(connection, request, b"abcd")]
+    assert connection.calls == ["close_if_draining"]
+
+
+def test_an_upload_that_is_aborted_is_given_up():
+    """The application never hears of it, and no part of a response was sent."""
+    upload = Upload(lambda *arguments: pytest.fail("called"), cast(Connection, FakeConnection()), expecting())
+    upload.feed(b"ab")
+    assert upload.abort() is False
+    with pytest.raises(ValueError, match="closed file"):
+        upload.feed(b"c")
+
+
+def test_an_expected_body_is_asked_for_by_the_first_read():
+    """The thread leaves the loop, then waits until the body is complete; whatever is read afterwards waits for nothing."""
+    connection, call, body = expected_input()
+    assert call.posted == []
+    thread, found = reading(body, call)
+    assert call.left_loop == 1
+    assert connection.calls == []
+    call.posted.pop()()
+    assert connection.calls == [("read_body", False, True)]
+    body.feed(b"ab")
+    body.feed(b"c\n")
+    body.end()
+    thread.join(10 * SCALE)
+    assert found == [b"abc\n"]
+    assert connection.calls[1:] == ["defer"]
+    assert (body.read(), body.readline(), body.readlines(), list(body)) == (b"", b"", [], [])
+    assert call.left_loop == 1
+    body.close()
+
+
+@pytest.mark.parametrize(("fields", "draining"), [(("Connection: close",), False), ((), True)])
+def test_an_expected_body_of_a_connection_that_closes(fields: tuple[str, ...], draining: bool):
+    """The connection knows when it asks that it closes after the response."""
+    connection, call, body = expected_input(*fields, draining=draining)
+    thread, _ = reading(body, call)
+    call.posted.pop()()
+    assert connection.calls == [("read_body", True, True)]
+    body.abort()
+    thread.join(10 * SCALE)
+
+
+@pytest.mark.parametrize("when", ["before it is asked for", "while it arrives"])
+def test_an_expected_body_whose_client_leaves(when: str):
+    """The read that waits raises `ConnectionResetError`, and so does every further one; the call sends nothing more."""
+    connection, call, body = expected_input()
+    thread, found = reading(body, call)
+    if when == "while it arrives":
+        call.posted.pop()()
+        body.feed(b"a")
+        assert body.abort() is False
+    else:
+        connection.closed = True
+        call.posted.pop()()
+    thread.join(10 * SCALE)
+    assert found == [ConnectionResetError]
+    assert call.aborted
+    for _ in range(2):
+        with pytest.raises(ConnectionResetError):
+            body.read()
+    assert body.abort() is False  # again: nothing waits, and nothing happens
+
+
+def test_an_expected_body_is_not_asked_for_behind_a_response():
+    """100 (Continue) comes before the final status or not at all: a read raises. An abort says that some was sent."""
+    connection, call, body = expected_input()
+    call.opened = True
+    with pytest.raises(ConnectionResetError):
+        body.read()
+    assert (call.left_loop, call.posted, connection.calls) == (0, [], [])
+    assert body.abort() is True

@@ -35,7 +35,7 @@ _FILES: Final = (io.BufferedReader, io.BufferedRandom, io.FileIO)
 
 
 class ClientGoneError(ConnectionResetError):
-    """The client is gone, or was refused: nothing that is written reaches it."""
+    """The client is gone or was refused: nothing that is written reaches it."""
 
 
 class Runner(contracts.Runner, Protocol):
@@ -57,14 +57,14 @@ class Exchange:
     head: Head | None
     opened: bool  # the head is sent
 
-    # As an exchange begins on the loop's thread. Class attributes: for the usual one most of them never change.
+    # The state in which an exchange on the loop's thread begins. Class attributes, because most never change on the fast path.
     on_loop = True  # this thread turns the loop
     in_application = True  # ... and may lose it now, for the application's code runs: `lease.running` is this exchange
     aborted = False  # the client is gone or was refused: nothing is sent
     started = 0.0  # time.perf_counter()
     _writer: BodyWriter  # from `opened` on
     _posted = 0  # bytes posted to the loop since the client was last waited for
-    _completes_on_return = False  # all is sent, and returning from the turn says so, unless the loop is lost before
+    _completes_on_return = False  # all is sent: the connection goes on when its turn ends, unless the loop is lost before
 
     @classmethod
     def off_loop(cls, runner: Runner, connection: Connection, request: Request) -> "Exchange":
@@ -224,7 +224,7 @@ class Exchange:
         self._put(opening + framed if opening else framed)
 
     def _put(self, data: bytes) -> None:
-        """Bytes to the connection. Waits while too many wait there already."""
+        """Give bytes to the connection, then wait if too many of them wait for the client."""
         if not data or self.aborted:
             return
         connection = self.connection
@@ -264,7 +264,7 @@ class Exchange:
             if type(piece) is not bytes:
                 raise TypeError(f"the application's result holds {type(piece).__name__}, not bytes")
             if piece:
-                full = self.opened and self._writer.full  # asked on nevertheless: code after the last piece wants to run
+                full = self.opened and self._writer.full  # asked for more nevertheless: code behind the last piece is to run
                 self._send(piece)
                 if full:
                     return
@@ -274,7 +274,7 @@ class Exchange:
         self._leave_application()
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
-        """False where the file is not one for sendfile(2). One that reads otherwise than its descriptor (gzip) is none."""
+        """Send a file by sendfile(2). False: it is none for that. One of gzip is not: it reads other bytes than its descriptor."""
         file = wrapper.filelike
         head = self.head
         if head is None or self.opened or type(file) not in _FILES or type(getattr(file, "raw", file)) is not io.FileIO:
@@ -286,7 +286,7 @@ class Exchange:
         except (OSError, ValueError):
             return False
         count = status.st_size - offset
-        if not stat.S_ISREG(status.st_mode) or count <= 0:  # files of proc(5) have no size, but content
+        if not stat.S_ISREG(status.st_mode) or count <= 0:  # files of proc(5) have content, but no size
             return False
         if head.length is not None:
             count = min(count, head.length)
@@ -317,7 +317,7 @@ class Exchange:
         self._finish()
 
     def _finish(self) -> None:
-        """The connection goes on; where its turn is not over yet, returning from it says the same."""
+        """All is sent: the connection goes on. On the loop it does so when the exchange returns."""
         assert self.head is not None
         # Counted first: the end of the last connection is the end of a worker that drains.
         self._call(self.runner.finished, self.connection, self.request, self.head.code, self._writer.sent, self.started)
@@ -327,7 +327,7 @@ class Exchange:
             self.runner.post(self.connection.complete)
 
     def _close(self, result: Iterable[bytes]) -> None:
-        """`close()` of the result, always (PEP 3333). What it raises is logged: the client has its response."""
+        """Call `close()` of the result, always (PEP 3333). An exception is only logged, because the client has its response."""
         close = getattr(result, "close", None)
         if close is None:
             self._leave_application()

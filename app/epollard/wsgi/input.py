@@ -1,4 +1,4 @@
-"""`wsgi.input` (PEP 3333): bodies of requests, of any size, as the files that an application reads.
+"""`wsgi.input` (PEP 3333): the body of a request, of any size, as the file that the application reads.
 
 A body is read before the application is called, so that a slow sender holds no thread. The exception is a client that waits to
 be asked for its body.
@@ -55,9 +55,9 @@ class NoInput:
 
 
 class Spool:
-    """A body that arrives: in memory up to `SPOOL_MEMORY` bytes, then in an unnamed file (open(2), O_TMPFILE).
+    """Keeps a body that arrives: in memory up to `SPOOL_MEMORY` bytes, then in an unnamed file (open(2), O_TMPFILE).
 
-    Where no directory can be written, as on a read-only root without /tmp, the file lives in memory (memfd_create(2)).
+    Where no directory is writable, as on a read-only root without /tmp, the file is one in memory (memfd_create(2)).
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Spool:
         """Append. `OSError` where there is no room."""
         self._size += len(content)
         if self._memory and self._size > SPOOL_MEMORY:
-            kept = self._file.getvalue()  # not getbuffer(): where no file can be had, a view would keep close() from closing
+            kept = self._file.getvalue()  # not getbuffer(): if no file can be made, its view would keep close() from closing
             self._file = _unnamed_file()
             self._memory = False
             self._append(kept)
@@ -81,7 +81,7 @@ class Spool:
             left = left[self._file.write(left) :]
 
     def rewind(self) -> Any:
-        """The body, which is whole now, as a binary file, at its beginning."""
+        """The body, now complete, as a binary file at its beginning."""
         self._file.seek(0)
         if isinstance(self._file, io.FileIO):
             self._file = io.BufferedReader(self._file)
@@ -93,7 +93,8 @@ class Spool:
 
 
 def _unnamed_file() -> Any:
-    # Not buffered: a full disk is heard of when the body comes, not by the application, or by nobody, in a late flush.
+    # Not buffered, so that a full disk is an error when the body arrives, and not in a late flush, when it would hit the
+    # application or pass unnoticed.
     try:
         return tempfile.TemporaryFile(buffering=0)
     except FileNotFoundError:
@@ -128,9 +129,9 @@ class Upload:
 
 
 class ExpectedInput:
-    """`wsgi.input` of a client that waits for "100 Continue" (RFC 9110 10.1.1): it is told so when the application first reads.
+    """`wsgi.input` of a client that waits for "100 Continue" (RFC 9110 10.1.1), which the application's first read sends.
 
-    The application runs before the body is there, so its first read waits; the loop goes on without its thread.
+    The application runs before the body is there, so its first read waits, and another thread turns the loop meanwhile.
     """
 
     def __init__(self, connection: Connection, request: Request) -> None:
@@ -178,12 +179,12 @@ class ExpectedInput:
             exchange = self.exchange
             assert exchange is not None
             if self._aborted or exchange.opened:  # 100 comes before the final status or never
-                raise ConnectionResetError("the client was not told to send the body, or did not send the whole")
+                raise ConnectionResetError("the client was not asked for the body, or did not send all of it")
             exchange.leave_loop()
             exchange.post(self._ask)
             self._arrived.acquire()
             if self._aborted:
-                raise ConnectionResetError("the client did not send the whole body")
+                raise ConnectionResetError("the client did not send all of the body")
             self._file = self._spool.rewind()
         return self._file
 

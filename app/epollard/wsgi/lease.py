@@ -1,14 +1,14 @@
 """The lease of the loop: one thread's right to turn it, which the watcher may revoke while the application's code runs.
 
-Two threads have to agree who turns the loop, and the usual case, in which the watcher wants nothing, may cost no lock. So each
-writes its own flag first and reads the other's second (Dekker's algorithm):
+Two threads have to agree which of them turns the loop. That must not cost a lock in the normal case, in which the watcher wants
+nothing. So each writes its own flag first and reads the other's second (Dekker's algorithm):
 
     the thread that holds the lease                 the watcher, in `revoke`
     -------------------------------                 ------------------------
     running = None     the code is over             contested = True    it wants the loop
     read contested                                  read running
 
-The interpreter lock puts the four steps into one order, the same for both threads. Whichever thread reads last reads what the
+The interpreter lock puts the four steps into one order, the same for both threads. Whichever thread reads last sees what the
 other one wrote, so it cannot happen that neither notices the other. That leaves three outcomes:
 
 * Only the watcher notices. It finds that the code is over and withdraws; the thread keeps the loop, and never saw a lock.
@@ -36,7 +36,7 @@ class LoopLease(Generic[Call]):
 
     def __init__(self) -> None:
         self.running: Call | None = None  # written by the thread: the application's code runs, so the loop may be taken
-        self.contested = True  # nobody holds a new lease: `renew` comes first
+        self.contested = True  # a new lease gives no right yet: `renew` does
         self.off_loop_since = 0.0  # time.monotonic() when the thread began to run a request without the loop; 0: it does not
         self.off_loop_seconds = 0.0  # with such requests that are over
         self._mutex = threading.Lock()
@@ -68,7 +68,7 @@ class LoopLease(Generic[Call]):
             self.off_loop_seconds += now - self.off_loop_since
             self.off_loop_since = 0.0
 
-    # The watcher, and whoever turns the loop.
+    # The watcher, and the thread that turns the loop.
 
     def revoke(self, call: Call, now: float) -> bool:
         """Take the loop from the thread. False: `call` is over, or waits, and has surrendered the loop already."""

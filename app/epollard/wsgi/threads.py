@@ -6,10 +6,10 @@ A thread that runs application code is in one of three states:
     follower        waits for a job: to lead, or to serve a request that is known to be slow
     off the loop    runs a request without the loop, touches no socket, and posts to the loop what is to be sent
 
-    follower  --- told to lead ---------------------------------> leader
+    follower  --- promoted -------------------------------------> leader
     leader    --- the watcher revokes its lease (lease.py) -----> off the loop
     leader    --- its request has to wait for the client -------> off the loop
-    follower  --- told to serve a request ----------------------> off the loop
+    follower  --- given a request ------------------------------> off the loop
     off the loop  --- its request is over ----------------------> follower
 
 The watcher is one thread more, and never runs application code. It looks at the leader's lease once in `SLOW_AFTER`. Where it
@@ -73,9 +73,9 @@ class LeaderFollowers(Runner):
         self._pending: deque[Job] = deque()  # requests that wait for a leader
         self._pending_slow: deque[Job] = deque()  # requests that are known to be slow, and wait for a follower
         self._leases: list[LoopLease[Exchange]] = []  # one for each thread that runs application code
-        self._promised: LoopLease[Exchange] = LoopLease()  # stands for a follower that was told to lead and has not begun
+        self._promised: LoopLease[Exchange] = LoopLease()  # stands for a follower that is promoted and has not begun
         self._leader: LoopLease[Exchange] | None = self._promised  # None: the watcher turns the loop
-        self._waiting: list[None] = []  # one for each follower that waits: whoever pops one may put one job
+        self._waiting: list[None] = []  # one for each follower that waits: a thread that pops one may put one job
         self._jobs: SimpleQueue[Job | bool | None] = SimpleQueue()  # True: lead; None: end
         self._watcher_wakeup: SimpleQueue[None] = SimpleQueue()
         self._watcher_sleeps = False
@@ -208,7 +208,7 @@ class LeaderFollowers(Runner):
             self._leader = None
             self._watcher_wakeup.put(None)
 
-    # Who leads, and which requests wait for whom. On the loop's thread, except where a method says otherwise.
+    # Which thread leads, and which thread a request waits for. On the loop's thread, except where a method says otherwise.
 
     def _promote_follower(self) -> bool:
         """Make a waiting follower the leader, if there is one."""
