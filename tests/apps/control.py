@@ -1,4 +1,4 @@
-"""Does to its worker what a test asks for: dies, hangs, waits, leaves orphans."""
+"""An application that does to its worker what a test asks for: it dies, hangs, waits, or leaves orphans."""
 
 import asyncio
 import ctypes
@@ -8,7 +8,7 @@ import time
 
 
 def app(environ, start_response):
-    """The path says what is to be done, the query with what."""
+    """The path names an action, the query is its argument."""
     act = ACTS.get(environ["PATH_INFO"], hello)
     body = str(act(environ["QUERY_STRING"])).encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
@@ -16,7 +16,7 @@ def app(environ, start_response):
 
 
 async def asgi(scope, receive, send):
-    """The same as ASGI. There are no threads: what waits lets the others go on."""
+    """The same as an ASGI application. `/until` waits without holding the loop."""
     if scope["type"] != "http":
         raise RuntimeError("no lifespan")
     query = scope["query_string"].decode()
@@ -57,7 +57,7 @@ def kill(number):
 
 
 def until(path):
-    """Wait until there is such a file; say so in another, which tells the test that this is running."""
+    """Wait until this file exists. Another file, PATH.running, shows the test that the wait has begun."""
     open(path + ".running", "w").close()
     while not os.path.exists(path):
         time.sleep(0.005)
@@ -65,12 +65,12 @@ def until(path):
 
 
 def hang(_):
-    """Hold the interpreter's lock for ever without using the processor: nothing else in this process runs any more."""
+    """Hold the interpreter's lock for ever without using the CPU, so that nothing else in this process runs."""
     ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
 
 
 def orphan(path):
-    """Leave a grandchild to whoever takes orphans. It ends as soon as there is such a file."""
+    """Orphan a grandchild, which ends as soon as this file exists."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -89,7 +89,7 @@ def orphan(path):
 
 
 def subprocess_signals(_):
-    """What a program that the application runs ignores: SigIgn of proc_pid_status(5)."""
+    """The signals that a child process of the application ignores: SigIgn of proc_pid_status(5)."""
     found = os.popen("cat /proc/self/status")
     with found:
         mask = next(int(line.split()[1], 16) for line in found if line.startswith("SigIgn"))
@@ -97,19 +97,19 @@ def subprocess_signals(_):
 
 
 def sleep(seconds):
-    """Keep a thread for so long, and no processor."""
+    """Occupy a thread for this many seconds without using the CPU."""
     time.sleep(float(seconds))
 
 
 def compute(seconds):
-    """Keep the processor for so long."""
+    """Use the CPU for this many seconds."""
     end = time.monotonic() + float(seconds)
     while time.monotonic() < end:
         pass
 
 
 def grow(megabytes):
-    """Keep so much memory from now on; say which process does."""
+    """Occupy this many MiB of memory from now on. Returns the pid."""
     kept.append(b"x" * (int(megabytes) << 20))
     return os.getpid()
 

@@ -1,4 +1,4 @@
-"""Every way in which a WSGI application may answer, well or badly: one for each path. A test hears of it by files alone."""
+"""Every way in which a WSGI application may answer, well or badly: one for each path. Tests observe it through files only."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ def app(environ, start_response):
 
 
 def note(environ, text):
-    """Tell the test, at once and in order."""
+    """Write a line to the file that the test reads."""
     fd = os.open(environ["query"]["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(fd, text.encode() + b"\n")
     os.close(fd)
@@ -42,7 +42,7 @@ def wait(fifo):
         file.read()
 
 
-# --- Well-behaved answers
+# --- Well-behaved responses
 
 
 @route
@@ -62,7 +62,7 @@ SAME = [TEXT, ("X-Turn", "0")]
 
 @route
 def changing(environ, start_response):
-    """One list of headers, which is another one in each turn, and a bad one in every fifth; in every third another status."""
+    """Pass the same list of headers with other content each time: a bad one every fifth time, a new status every third."""
     turn = SAME.pop()[1]
     number = int(turn.split()[0]) + 1
     SAME.append(("X-Turn", f"{number}" if number % 5 else f"{number} \n"))
@@ -72,14 +72,14 @@ def changing(environ, start_response):
 
 @route
 def target(environ, start_response):
-    """What was asked for, so that a test sees which answer is which."""
+    """The target of the request, so that a test can tell responses apart."""
     start_response("200 OK", [TEXT])
     return [environ["REQUEST_URI"].encode("latin-1")]
 
 
 @route
 def environment(environ, start_response):
-    """What it was given, as far as it is text."""
+    """The environ, as far as it can be written as JSON."""
     kept = {name: value for name, value in environ.items() if isinstance(value, str | bool | int | tuple)}
     environ["marked"] = "by an earlier request"
     start_response("200 OK", [("Content-Type", "application/json")])
@@ -88,7 +88,7 @@ def environment(environ, start_response):
 
 @route
 def status(environ, start_response):
-    """An answer with the status and, where asked for, the Content-Length and Connection of the query."""
+    """A response with the status and header fields of the query."""
     query = environ["query"]
     headers = [(name, query[name]) for name in ("Content-Length", "Connection", "Date", "Server", "X") if name in query]
     start_response(query["status"], headers)
@@ -97,7 +97,7 @@ def status(environ, start_response):
 
 @route
 def size(environ, start_response):
-    """`n` bytes as one piece, without a length of the application's own."""
+    """`n` bytes as one piece, without a Content-Length."""
     start_response("200 OK", [TEXT])
     return [b"x" * int(environ["query"]["n"])]
 
@@ -111,7 +111,7 @@ def pieces(environ, start_response):
 
 @route
 def stream(environ, start_response):
-    """`n` numbered lines by a generator, with a length where `length` is given."""
+    """`n` numbered lines by a generator, with a Content-Length if `length` is given."""
     n = int(environ["query"]["n"])
     lines = [b"%09d\n" % i for i in range(n)]
     headers = [("Content-Length", str(10 * n))] if "length" in environ["query"] else []
@@ -131,7 +131,7 @@ def iterated(environ, start_response):
 
 @route
 def written(environ, start_response):
-    """By `write()`, then by a result."""
+    """Part of the body by `write()`, the rest as the result."""
     write = start_response("200 OK", [TEXT])
     write(b"one")
     write(b"")
@@ -141,7 +141,7 @@ def written(environ, start_response):
 
 @route
 def written_without_end(environ, start_response):
-    """By `write()`, until that raises."""
+    """Call `write()` until it raises."""
     write = start_response("200 OK", [TEXT])
     try:
         while True:
@@ -153,7 +153,7 @@ def written_without_end(environ, start_response):
 
 @route
 def written_then_file(environ, start_response):
-    """By `write()`, then by a file that is long enough for sendfile."""
+    """Part of the body by `write()`, then a file that is long enough for sendfile."""
     write = start_response("200 OK", [TEXT])
     write(b"one")
     return environ["wsgi.file_wrapper"](open(environ["query"]["path"], "rb"))
@@ -161,7 +161,7 @@ def written_then_file(environ, start_response):
 
 @route
 def replaced(environ, start_response):
-    """Changes its mind before anything was sent."""
+    """Replace the head before it is sent."""
     start_response("200 OK", [TEXT, ("X-First", "1")])
     try:
         raise ValueError
@@ -172,7 +172,7 @@ def replaced(environ, start_response):
 
 @route
 def too_late(environ, start_response):
-    """Changes its mind when the head is gone: `start_response` raises what it is given, and the client sees a broken answer."""
+    """Replace the head after it is sent: `start_response` raises the exception, and the client sees a broken response."""
     write = start_response("200 OK", [TEXT])
     write(b"begun")
     try:
@@ -183,7 +183,7 @@ def too_late(environ, start_response):
 
 
 class Closing:
-    """An iterable that tells when it is closed."""
+    """An iterable that notes when it is closed."""
 
     def __init__(self, environ, pieces):
         self.environ = environ
@@ -213,7 +213,7 @@ def endless():
 
 @route
 def closing(environ, start_response):
-    """An iterable whose `close()` is noted, whatever becomes of it."""
+    """An iterable of the kind that is asked for, whose `close()` is noted."""
     start_response("200 OK", [TEXT])
     kinds = {
         "whole": lambda: [b"one", b"two"],
@@ -227,7 +227,7 @@ def closing(environ, start_response):
 
 @route
 def paced(environ, start_response):
-    """64 KiB a piece, each noted before it is given."""
+    """Pieces of 64 KiB, each noted before it is yielded."""
     start_response("200 OK", [TEXT])
     for i in range(int(environ["query"]["n"])):
         note(environ, str(i))
@@ -236,7 +236,7 @@ def paced(environ, start_response):
 
 @route
 def file(environ, start_response):
-    """A file by `wsgi.file_wrapper`, from `offset`, with a Content-Length of `length`. Its closing is noted."""
+    """A file in `wsgi.file_wrapper`, from `offset`, with a Content-Length of `length`. Its closing is noted."""
     query = environ["query"]
     opened = open(query["path"], "rb", buffering=int(query.get("buffering", -1)))  # noqa: SIM115  # the server closes it
     opened.seek(int(query.get("offset", 0)))
@@ -256,7 +256,7 @@ def file(environ, start_response):
 
 @route
 def filelike(environ, start_response):
-    """`wsgi.file_wrapper` around what only looks like a file, or is more than one."""
+    """`wsgi.file_wrapper` around an object that only looks like a file, or that decompresses one."""
     import gzip
 
     start_response("200 OK", [TEXT])
@@ -269,9 +269,9 @@ def filelike(environ, start_response):
 
 @route
 def digest(environ, start_response):
-    """Length and SHA-256 of the body, and the files with a name that hold it."""
+    """Length and SHA-256 of the body, and the names of the files that this worker has open."""
     body = environ["wsgi.input"]
-    named = []  # all that this worker has open, but for what it logs to
+    named = []  # all except standard streams
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             name = os.readlink(f"/proc/self/fd/{fd}")
@@ -287,7 +287,7 @@ def digest(environ, start_response):
 
 @route
 def read(environ, start_response):
-    """The body as one method of `wsgi.input` gives it."""
+    """The body as read by one method of `wsgi.input`."""
     body = environ["wsgi.input"]
     ways = {
         "read": lambda: [body.read()],
@@ -307,7 +307,7 @@ def read(environ, start_response):
 
 @route
 def read_late(environ, start_response):
-    """Begins its answer, then reads: who waits for "100 Continue" has been answered."""
+    """Begin the response, then read: a client that waits for "100 Continue" has its response already."""
     write = start_response("200 OK", [TEXT])
     write(b"begun ")
     try:
@@ -318,7 +318,7 @@ def read_late(environ, start_response):
 
 @route
 def read_twice(environ, start_response):
-    """Reads again what could not be read."""
+    """Read again after reading has failed."""
     outcomes = []
     for _ in range(2):
         try:
@@ -332,7 +332,7 @@ def read_twice(environ, start_response):
 
 @route
 def read_then_file(environ, start_response):
-    """Answers with a file, whether the body came or not."""
+    """Respond with a file, whether the body arrived or not."""
     with contextlib.suppress(OSError):
         environ["wsgi.input"].read()
     return file(environ, start_response)
@@ -343,7 +343,7 @@ def read_then_file(environ, start_response):
 
 @route
 def raises(environ, start_response):
-    """Raises before `start_response`, after it, or from a generator."""
+    """Raise before `start_response`, or after it."""
     errors = {
         "error": RuntimeError,
         "exit": SystemExit,
@@ -367,7 +367,7 @@ def raises_later(environ, start_response):
 
 @route
 def length(environ, start_response):
-    """`bytes` bytes under a Content-Length of `length`, as a list or by a generator."""
+    """`bytes` bytes with a Content-Length of `length`, as a list or an iterator."""
     query = environ["query"]
     start_response("200 OK", [TEXT, ("Content-Length", query["length"])])
     body = [b"x"] * int(query["bytes"])
@@ -376,7 +376,7 @@ def length(environ, start_response):
 
 @route
 def bad(environ, start_response):
-    """What PEP 3333 forbids, one kind at a time."""
+    """Break a rule of PEP 3333, one for each kind."""
     kind = environ["query"]["kind"]
     if kind == "no start":
         return [b"x"]
@@ -413,7 +413,7 @@ def bad(environ, start_response):
 
 @route
 def bad_header(environ, start_response):
-    """A header with the characters of the query in it, by code."""
+    """A header that contains the characters whose codes are in the query."""
     text = "".join(map(chr, map(int, environ["query"]["codes"].split(","))))
     name, value = ("X-" + text, "x") if "name" in environ["query"] else ("X-Leaked", "before" + text + "X-Injected: after")
     start_response("200 OK", [TEXT, (name, value)])
@@ -428,7 +428,7 @@ running = []
 
 @route
 def gate(environ, start_response):
-    """Waits for the test."""
+    """Wait for the test."""
     wait(environ["query"]["fifo"])
     start_response("200 OK", [TEXT])
     return [b"through"]
@@ -436,7 +436,7 @@ def gate(environ, start_response):
 
 @route
 def pause(environ, start_response):
-    """Takes as many milliseconds as it is told, then is `target`."""
+    """Wait for `ms` milliseconds, then answer as `target`."""
     threading.Event().wait(int(environ["query"]["ms"]) / 1000)
     return target(environ, start_response)
 
@@ -452,7 +452,7 @@ def gated_stream(environ, start_response):
 
 @route
 def gated_close(environ, start_response):
-    """Waits in `close()`."""
+    """Wait in `close()`."""
     start_response("200 OK", [TEXT])
 
     class Result(list):
@@ -464,7 +464,7 @@ def gated_close(environ, start_response):
 
 @route
 def alone(environ, start_response):
-    """Notes whether anything else ran at the same time, from the call to `close()`; step by step where asked for."""
+    """Note how many of these calls ran at the same time, from the call to `close()`; step by step with `stream`."""
     running.append(None)
     overlaps = len(running)
 
@@ -472,7 +472,7 @@ def alone(environ, start_response):
         nonlocal overlaps
         try:
             for _ in range(3):
-                threading.Event().wait(0.006)  # longer than a leader's patience: the loop moves on
+                threading.Event().wait(0.006)  # slow, so that the watcher takes the loop
                 overlaps = max(overlaps, len(running))
                 yield b"step\n"
         finally:
@@ -487,7 +487,7 @@ def alone(environ, start_response):
 
 @route
 def one_thread(environ, start_response):
-    """Call, steps and `close()` each say on which thread they run; a cursor of sqlite3 refuses to be used on another one."""
+    """Note on how many threads the call, the steps and `close()` run. A cursor of sqlite3 refuses to be used on another one."""
     import sqlite3
 
     local = threading.local()
@@ -521,26 +521,26 @@ def one_thread(environ, start_response):
     return Steps()
 
 
-# --- What the process looks like from inside
+# --- The state of the process
 
 
 @route
 def fds(environ, start_response):
-    """How many descriptors are open."""
+    """The number of open descriptors."""
     start_response("200 OK", [TEXT])
     return [str(len(os.listdir("/proc/self/fd"))).encode()]
 
 
 @route
 def memory(environ, start_response):
-    """The most memory that the process ever had, KiB."""
+    """The peak resident memory of the process, KiB."""
     start_response("200 OK", [TEXT])
     return [str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).encode()]
 
 
 @route
 def options(environ, start_response):
-    """The TCP options of the connection that asks."""
+    """The TCP options of the connection of this request."""
     me = (environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"]))
     found = {}
     for name in os.listdir("/proc/self/fd"):
@@ -554,7 +554,7 @@ def options(environ, start_response):
 
 @route
 def own_fd(environ, start_response):
-    """The descriptor of the connection that asks."""
+    """The descriptors of the connection of this request."""
     me = (environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"]))
     found = []
     for name in os.listdir("/proc/self/fd"):

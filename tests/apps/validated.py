@@ -1,4 +1,4 @@
-"""`apps.routes` between two `wsgiref.validate`: what it or the server does against PEP 3333 raises, and is a 500."""
+"""`apps.routes` inside of `wsgiref.validate`: any violation of PEP 3333, by the application or the server, is a 500."""
 
 import warnings
 from wsgiref.validate import WSGIWarning, validator
@@ -9,7 +9,7 @@ warnings.simplefilter("error", WSGIWarning)
 
 
 def calls(environ, start_response):
-    """All that PEP 3333 lets an application do with `wsgi.errors` and the second call of `start_response`."""
+    """Write to `wsgi.errors` in every way, then answer as `apps.routes`."""
     errors = environ["wsgi.errors"]
     errors.write("errors.write\n")
     errors.writelines(["errors.writelines\n"])

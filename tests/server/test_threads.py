@@ -1,6 +1,6 @@
-"""Leader and followers: nobody waits for somebody else's slow request, and with one thread nothing runs beside anything else.
+"""Leader and followers: a slow request delays no other one, and with one thread requests run strictly one at a time.
 
-Slow is what waits for the test, so no promise here depends on how long anything takes.
+A request is slow because it waits for the test, so no promise here depends on how long anything takes.
 """
 
 import os
@@ -37,7 +37,7 @@ def log(tmp_path):
 
 
 class Slow:
-    """Requests that wait in the application, each at a gate of its own. All gates open at the end."""
+    """Requests that wait in the application, each at its own gate. All gates open at the end."""
 
     def __init__(self, server, tmp_path):
         self.server = server
@@ -54,7 +54,7 @@ class Slow:
         return self.stack.__exit__(*error)
 
     def ask(self, route="gate", known=False):
-        """One more; its gate tells whether it runs already. On a path of its own, unless that shall be `known` to be slow."""
+        """Send one more; its gate shows whether it runs yet. Its path is new, unless it is to be `known` as a slow one."""
         gate = self.stack.enter_context(Gate(self.tmp_path / f"gate-{len(self.gates)}"))
         self.gates.append(gate)
         client = self.stack.enter_context(self.server.connect())
@@ -63,7 +63,7 @@ class Slow:
         return gate
 
     def finish(self):
-        """Open the gates one by one, as soon as somebody waits there, and read the answers."""
+        """Open the gates one by one, as soon as a request waits there, and read the responses."""
         for gate, client in zip(self.gates, self.clients, strict=True):
             if not gate.opened:
                 gate.wait().open()
@@ -78,7 +78,7 @@ def slow(server, tmp_path):
 
 @pytest.mark.parametrize("route", ["gate", "gated_stream"])
 def test_slow_requests_do_not_delay_quick_ones(several, slow, route):
-    """Seven of eight threads wait, and everybody else is answered: on old connections, on new ones, with bodies, in streams."""
+    """Seven of eight threads wait, and all else is answered: on old connections and new ones, with bodies, as streams."""
     with several.connect() as old:
         assert old.get("/hello").status == 200
         for _ in range(7):
@@ -92,8 +92,8 @@ def test_slow_requests_do_not_delay_quick_ones(several, slow, route):
     assert several.get("/hello").status == 200
 
 
-def test_those_that_came_in_the_same_batch_are_not_delayed(several, slow):
-    """A slow request takes the loop with it from the middle of a batch: the rest of the batch goes on without it."""
+def test_a_slow_request_does_not_delay_the_rest_of_its_batch(several, slow):
+    """If a request in the middle of a batch of events turns out to be slow, another thread goes on with the batch."""
     with ExitStack() as stack:
         clients = [stack.enter_context(several.connect()) for _ in range(50)]
         for client in clients:
@@ -111,7 +111,7 @@ def test_those_that_came_in_the_same_batch_are_not_delayed(several, slow):
 
 
 def test_more_slow_requests_than_threads(server, mode, slow):
-    """With every thread busy the others wait, and are answered when one is free: none lost, none twice."""
+    """With every thread busy further requests wait, and run when a thread is free: none is lost, none runs twice."""
     for _ in range(mode.threads):
         slow.ask().wait()
     for _ in range(5):
@@ -124,7 +124,7 @@ def test_more_slow_requests_than_threads(server, mode, slow):
 
 
 def test_with_every_thread_busy_the_loop_goes_on(serve, mode, tmp_path):
-    """Bad requests are rejected, heads and bodies read, deadlines kept, by a thread that runs no application code."""
+    """A thread that runs no application code rejects bad requests, reads heads and bodies, and keeps deadlines."""
     server = serve(APP, header_timeout=1, body_timeout=1, keep_alive=1)
     with Slow(server, tmp_path) as slow:
         idle = slow.stack.enter_context(server.connect())
@@ -147,7 +147,7 @@ def test_with_every_thread_busy_the_loop_goes_on(serve, mode, tmp_path):
 
 
 def test_known_slow_requests_leave_the_last_thread_alone(several, slow, mode):
-    """A path that was slow goes to a follower at once, and the leader is for the quick."""
+    """A request whose path was slow goes to a follower at once, so that the leader stays free for quick ones."""
     slow.ask(known=True).wait()
     slow.finish()
     for _ in range(mode.threads - 1):
@@ -159,8 +159,8 @@ def test_known_slow_requests_leave_the_last_thread_alone(several, slow, mode):
         assert client.response().text == "through"
 
 
-def test_long_requests_do_not_starve_what_was_slow_once(several, slow, mode):
-    """Where long requests hold all threads but the leader's, it takes a path that was slow: nobody else would, for ever."""
+def test_long_requests_do_not_starve_paths_that_were_slow_once(several, slow, mode):
+    """If long requests have all threads but the leader's, it runs requests whose path was slow: no other will."""
     slow.ask(known=True).wait()
     slow.finish()
     for _ in range(mode.threads - 1):
@@ -171,7 +171,7 @@ def test_long_requests_do_not_starve_what_was_slow_once(several, slow, mode):
 
 
 def readers(server, path):
-    """How many descriptors of the worker are that FIFO."""
+    """The number of descriptors that the worker has of that FIFO."""
     (pid,) = server.workers()
     count = 0
     for name in os.listdir(f"/proc/{pid}/fd"):
@@ -180,8 +180,8 @@ def readers(server, path):
     return count
 
 
-def test_waiting_requests_find_a_thread_whoever_turns_the_loop(serve, mode, tmp_path):
-    """Two threads become free at once, and neither turns the loop: one takes it, the other must find the request that waits."""
+def test_waiting_requests_find_a_thread_whichever_turns_the_loop(serve, mode, tmp_path):
+    """Two threads become free at once while the watcher has the loop: one takes it, the other must find the waiting request."""
     if mode.threads == 1:
         pytest.skip("one thread has no followers")
     server = serve(APP, threads=2)
@@ -198,7 +198,7 @@ def test_waiting_requests_find_a_thread_whoever_turns_the_loop(serve, mode, tmp_
             both.wait()
             clients[1].request(f"/gate/?fifo={last.path}")  # waits for one
             clients[2].request(f"/gate/{both.path}?fifo={both.path}")  # not known: takes the leader
-            # Where this takes long, the leader may take the one that waits instead: then there is nothing to see this time.
+            # If this takes long, the leader may run the waiting request instead: then this turn shows nothing.
             wait_for(lambda both=both, last=last: last.arrived() or readers(server, both.path) == 2, "two threads wait")
             both.open()
             last.wait().open()
@@ -207,7 +207,7 @@ def test_waiting_requests_find_a_thread_whoever_turns_the_loop(serve, mode, tmp_
 
 @pytest.mark.parametrize("position", [0, 1, 5, 11])
 def test_a_pipeline_that_becomes_slow_in_the_middle_keeps_its_order(several, tmp_path, position):
-    """What is before the slow request is answered meanwhile, what is behind it waits; nobody else does."""
+    """Requests before the slow one are answered meanwhile, those after it wait, and other clients do not."""
     with Gate(tmp_path / "gate") as gate, several.connect() as client:
         client.get("/hello")
         targets = [f"/target?{number}" for number in range(12)]
@@ -224,8 +224,8 @@ def test_a_pipeline_that_becomes_slow_in_the_middle_keeps_its_order(several, tmp
             assert client.response().text == target
 
 
-def test_a_client_that_sends_on_while_it_waits(server, tmp_path):
-    """More requests, byte by byte, while its slow one runs: read in time, answered in order."""
+def test_a_client_that_sends_more_while_it_waits(server, tmp_path):
+    """More requests arrive byte by byte while its slow one runs: they are read, and answered in order."""
     with Gate(tmp_path / "gate") as gate, server.connect() as client:
         client.get("/hello")
         client.request(f"/gate?fifo={gate.path}")
@@ -241,7 +241,7 @@ def test_a_client_that_sends_on_while_it_waits(server, tmp_path):
 
 @pytest.mark.parametrize("how", ["close", "reset", "half_close"])
 def test_a_client_that_leaves_while_its_request_runs(server, tmp_path, log, how):
-    """The application is not disturbed, its thread comes back; who only said that it will send no more gets its answer."""
+    """The application is not disturbed, and its thread is free again. A client that only half closed gets its response."""
     with Gate(tmp_path / "gate") as gate:
         client = server.connect()
         client.request(f"/gate?fifo={gate.path}")
@@ -256,7 +256,7 @@ def test_a_client_that_leaves_while_its_request_runs(server, tmp_path, log, how)
 
 
 def test_a_stream_that_is_slow_in_its_close(several, tmp_path):
-    """The answer is whole before `close()` returns, but the connection goes on after it only."""
+    """The response is complete before `close()` returns, but the next request is answered only after that."""
     with Gate(tmp_path / "closing") as closing, several.connect() as client:
         client.request(f"/gated_close?fifo={closing.path}")
         closing.wait()
@@ -270,17 +270,17 @@ def test_a_stream_that_is_slow_in_its_close(several, tmp_path):
 
 @pytest.mark.parametrize("kind", ["", "&stream=1", "mixed"])
 def test_one_thread_is_strictly_one_request_at_a_time(serve, mode, log, kind):
-    """From the call to the end of `close()`, streams between their steps included (the application counts)."""
+    """From the call to the end of `close()`, and for streams between their steps too. The application counts."""
     server = serve(APP, threads=1)
     kinds = ["", "&stream=1"] if kind == "mixed" else [kind]
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda i: server.get(f"/alone?log={log}{kinds[i % len(kinds)]}").status, range(36)))
-    assert answers == [200] * 36
+        statuses = list(pool.map(lambda i: server.get(f"/alone?log={log}{kinds[i % len(kinds)]}").status, range(36)))
+    assert statuses == [200] * 36
     assert log.wait(36) == ["1"] * 36
 
 
-def test_several_threads_do_run_beside_each_other(several, log):
-    """The counter of the test above can count."""
+def test_several_threads_do_run_at_the_same_time(several, log):
+    """The counter of the test above does notice requests that overlap."""
     with ThreadPoolExecutor(12) as pool:
         assert all(pool.map(lambda _: several.get(f"/alone?log={log}&stream=1").status == 200, range(36)))
     assert max(map(int, log.wait(36))) > 1
@@ -288,16 +288,16 @@ def test_several_threads_do_run_beside_each_other(several, log):
 
 @pytest.mark.parametrize("size", [1, 100_000])
 def test_a_stream_never_changes_its_thread(server, log, size):
-    """Its call, its steps and its `close()`: thread-locals are there, a database connection allows itself to be used."""
+    """Its call, its steps and its `close()` run on one thread: thread-locals stay, and a database connection can be used."""
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda _: server.get(f"/one_thread?size={size}&log={log}").body.split(), range(18)))
+        responses = list(pool.map(lambda _: server.get(f"/one_thread?size={size}&log={log}").body.split(), range(18)))
     expected = [word for number in range(1, 21) for word in (b"kept", b"%d" % number)]
-    assert all(answer == expected for answer in answers)
+    assert all(response == expected for response in responses)
     assert log.wait(18) == ["1 thread"] * 18
 
 
-def test_waiting_for_a_body_costs_a_thread_only_where_it_must(several):
-    """Who was told to continue and does not keeps a thread waiting; quick requests have the others."""
+def test_waiting_for_an_expected_body_costs_a_thread_and_not_the_loop(several):
+    """A client that was sent "100 Continue" and sends nothing keeps one thread waiting; quick requests have the others."""
     clients = [several.connect() for _ in range(7)]
     for client in clients:
         client.send(b"POST /read?how=read HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
@@ -309,7 +309,7 @@ def test_waiting_for_a_body_costs_a_thread_only_where_it_must(several):
 
 
 def test_a_worker_after_a_thousand_changes_of_its_leader(several):
-    """Slow and quick mixed, from many clients: every answer comes, and to the one who asked."""
+    """Slow and quick requests from many clients: every response comes, and to the client that asked for it."""
 
     def ask(number):
         with several.connect() as client:
@@ -324,8 +324,8 @@ def test_a_worker_after_a_thousand_changes_of_its_leader(several):
         assert all(pool.map(ask, range(150)))
 
 
-def test_requests_under_way_are_answered_when_the_server_is_stopped(serve, mode, tmp_path):
-    """TERM: what runs and what waits for a thread is answered with `Connection: close`, and then all is over."""
+def test_requests_in_progress_are_answered_when_the_server_is_stopped(serve, mode, tmp_path):
+    """SIGTERM: requests that run or wait for a thread are answered with `Connection: close`, and then the server ends."""
     server = serve(APP, own=True, log_level="debug")
     with Slow(server, tmp_path) as slow:
         for _ in range(mode.threads):
@@ -338,8 +338,8 @@ def test_requests_under_way_are_answered_when_the_server_is_stopped(serve, mode,
         begun.send(b"P/1.1\r\nHost: test\r\n\r\n")
         slow.gates[0].wait().open()
         for client in slow.clients[0], waiting, begun:
-            answer = client.response()
-            assert (answer.status, answer.header("connection")) == (200, "close")
+            response = client.response()
+            assert (response.status, response.header("connection")) == (200, "close")
             assert client.closed()
         for gate in slow.gates[1:]:
             gate.open()

@@ -1,4 +1,4 @@
-"""PEP 3333 to the letter: what applications are given, what they may do, and what becomes of those that do something else."""
+"""PEP 3333 to the letter: the input of an application, everything that it may do, and the result of what it must not do."""
 
 import gzip
 import json
@@ -27,19 +27,19 @@ def log(tmp_path):
 
 
 def worker(server):
-    """The worker's pid: asked before and after, it says that nobody died of it."""
+    """The worker's pid. If it is the same before and after, the worker survived."""
     (pid,) = server.workers()
     return pid
 
 
-def settled(look):
-    """What `look` returns as soon as it has returned the same for a while."""
-    seen = [look()]
+def settled(sample):
+    """The value that `sample` returns, once that has not changed for a while."""
+    seen = [sample()]
     since = time.monotonic()
 
     def same():
         nonlocal since
-        found = look()
+        found = sample()
         if found != seen[-1]:
             seen.append(found)
             since = time.monotonic()
@@ -50,7 +50,7 @@ def settled(look):
 
 
 def failures(server, target):
-    """How often the log says that the application failed there, each with a traceback."""
+    """How often the log reports that the application failed on that target."""
     return server.log.count(f"application failed on GET {target} of")
 
 
@@ -58,7 +58,7 @@ def failures(server, target):
 
 
 def test_environ(server, mode):
-    """Every variable that PEP 3333 requires, as strings of latin-1, and what servers add by custom."""
+    """It has every variable that PEP 3333 requires, as strings of latin-1, and those that servers add by custom."""
     with server.connect() as client:
         port = client.socket.getsockname()[1]
         client.send(
@@ -95,7 +95,7 @@ def test_environ(server, mode):
 
 
 def test_environ_of_a_body(server):
-    """CONTENT_LENGTH where the client said one; a chunked body has none and ends by itself."""
+    """CONTENT_LENGTH is there if the client sent one; a chunked body has none, and its input ends by itself."""
     with server.connect() as client:
         environ = json.loads(client.post("/environment", b"abc").text)
         assert environ["CONTENT_LENGTH"] == "3"
@@ -118,8 +118,8 @@ def test_path_info_is_decoded_once(server, target, path):
 
 
 @pytest.mark.parametrize("name", ["X_Forwarded_For", "Content_Length", "x_One", "_", "Proxy", "PROXY"])
-def test_names_that_would_pass_for_others_are_dropped(server, name):
-    """CGI names cannot tell `_` from `-`: a header with one would pass for another; `Proxy` would be a setting (httpoxy)."""
+def test_names_that_could_pass_for_others_are_dropped(server, name):
+    """CGI names do not distinguish `_` from `-`, so one header could pass for another. `Proxy` would be a setting (httpoxy)."""
     with server.connect() as client:
         client.send(f"GET /environment HTTP/1.1\r\nHost: a\r\nX-Kept: 1\r\n{name}: evil\r\n\r\n".encode())
         text = client.response().text
@@ -128,7 +128,7 @@ def test_names_that_would_pass_for_others_are_dropped(server, name):
 
 
 def test_an_environ_belongs_to_one_request(server):
-    """What an application writes into it is gone with it."""
+    """A key that an application adds is not there in the next request."""
     with server.connect() as client:
         for _ in range(3):
             assert "marked" not in json.loads(client.get("/environment").text)
@@ -139,7 +139,7 @@ def test_an_environ_belongs_to_one_request(server):
 )
 @pytest.mark.parametrize("body", [b"", b"one line", b"two\nlines\n", b"\n\n\nx" * 100_000], ids=len)
 def test_every_way_to_read(server, how, body):
-    """read, readline, readlines and iteration are those of a file, in memory or not."""
+    """read, readline, readlines and iteration work as those of a file, whether the body is in memory or not."""
     if how == "readline-sized" and len(body) > 1000:
         body = body[:270_000]
     with server.connect() as client:
@@ -161,7 +161,7 @@ VALID = [
 
 
 def test_wsgiref_finds_nothing(serve, tmp_path):
-    """`wsgiref.validate` around everything that an application may do is silent: no error, no warning."""
+    """`wsgiref.validate` raises no error and gives no warning, whatever an application does that it may do."""
     server = serve("apps.validated:app")
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100_000)
@@ -174,8 +174,8 @@ def test_wsgiref_finds_nothing(serve, tmp_path):
                     length = b"Content-Length: %d\r\n" % len(body) if body else b""
                     head = b"%b %b %b\r\nHost: a\r\nContent-Type: text/plain\r\n%b\r\n"
                     client.send(head % (method.encode(), one.encode(), version, length), body)
-                    answer = client.response(method)
-                    assert answer.status == (503 if target == "/replaced" else 200), (method, one, server.log)
+                    response = client.response(method)
+                    assert response.status == (503 if target == "/replaced" else 200), (method, one, server.log)
     with server.connect() as client:
         client.send(b"POST /read?how=readlines HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\nb\r\n0\r\n\r\n")
         assert client.response().status == 200
@@ -188,45 +188,45 @@ def test_wsgiref_finds_nothing(serve, tmp_path):
     assert server.log.count("errors.write\n") == server.log.count("errors.writelines\n") == 2 * 3 * len(VALID) + 2
 
 
-# --- Answers
+# --- Responses
 
 
 def test_write(server):
-    """What `write()` is given comes before the result (PEP 3333, "The write() callable")."""
+    """Data given to `write()` is sent before the result (PEP 3333, "The write() callable")."""
     with server.connect() as client:
         for _ in range(2):
-            answer = client.get("/written")
-            assert (answer.body, answer.header("transfer-encoding")) == (b"onetwothree", "chunked")
+            response = client.get("/written")
+            assert (response.body, response.header("transfer-encoding")) == (b"onetwothree", "chunked")
 
 
 def test_pieces_of_a_list_have_one_length(server):
-    """A list is whole: it needs no chunks."""
+    """The length of a list is known, so it is not chunked."""
     with server.connect() as client:
-        answer = client.get("/pieces")
-        assert (answer.body, answer.header("content-length")) == (b"onetwothree", "11")
+        response = client.get("/pieces")
+        assert (response.body, response.header("content-length")) == (b"onetwothree", "11")
 
 
 def test_headers_may_come_from_an_iterator(server):
-    """PEP 3333 asks for a list. Of what is none nothing is lost either, the first time and the third."""
+    """PEP 3333 asks for a list. An iterator works too, the first time and the third."""
     with server.connect() as client:
         for _ in range(3):
             assert client.get("/iterated").header("x-read") == "once"
 
 
-def test_what_was_answered_before_is_not_answered_again(serve):
-    """The same request, and an application that gives the same list with other content: what it says now is judged and sent."""
+def test_a_changed_list_of_headers_is_judged_again(serve):
+    """An application that passes the same list with other content gets the head of that content, or a 500 if it is bad."""
     server = serve(APP, own=True)
     with server.connect() as client:
         for turn in range(1, 30):
-            answer = client.get("/changing")
+            response = client.get("/changing")
             if turn % 5 == 0:
-                assert answer.status == 500
+                assert response.status == 500
             else:
-                assert (answer.status, answer.header("x-turn")) == (200 if turn % 3 else 203, str(turn))
+                assert (response.status, response.header("x-turn")) == (200 if turn % 3 else 203, str(turn))
 
 
 def test_write_before_a_file(server, tmp_path):
-    """One head, then what was written, then the file."""
+    """One head, then the data that was written, then the file."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(100_000))
     with server.connect() as client:
@@ -237,12 +237,12 @@ def test_write_before_a_file(server, tmp_path):
 def test_exc_info_before_the_head_is_sent(server):
     """The new head replaces the old one, all of it."""
     with server.connect() as client:
-        answer = client.get("/replaced")
-        assert (answer.status, answer.header("x-first"), answer.body) == (503, None, b"replaced")
+        response = client.get("/replaced")
+        assert (response.status, response.header("x-first"), response.body) == (503, None, b"replaced")
 
 
 def test_exc_info_after_the_head_is_sent(server):
-    """`start_response` raises it again; the client sees that the answer is not whole, the log says why."""
+    """`start_response` raises it again; the client sees that the response is incomplete, and the log has the reason."""
     pid, before = worker(server), failures(server, "/too_late")
     with server.connect() as client:
         client.request("/too_late")
@@ -254,11 +254,11 @@ def test_exc_info_after_the_head_is_sent(server):
 
 
 @pytest.mark.parametrize("length", ["", "&length=1"])
-def test_code_behind_the_last_piece_runs(server, log, length):
-    """A generator is asked until it ends, not until its length is reached."""
+def test_code_after_the_last_piece_runs(server, log, length):
+    """A generator is run to its end, not only until its Content-Length is reached."""
     with server.connect() as client:
-        answer = client.get(f"/stream?n=3{length}&log={log}")
-        assert len(answer.body) == 30
+        response = client.get(f"/stream?n=3{length}&log={log}")
+        assert len(response.body) == 30
         assert client.get("/hello").status == 200
         assert log.wait(1) == ["after the last piece"]
 
@@ -266,7 +266,7 @@ def test_code_behind_the_last_piece_runs(server, log, length):
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("kind", ["whole", "empty", "fails", "bad", "endless"])
 def test_close_is_always_called(server, log, method, kind):
-    """Once, whatever has become of the answer; here also when the client leaves in the middle."""
+    """It is called once, whether the response succeeds or not, and also if the client leaves in the middle."""
     target = f"/closing?kind={kind}&log={log}"
     with server.connect() as client:
         client.request(target, method)
@@ -281,7 +281,7 @@ def test_close_is_always_called(server, log, method, kind):
 
 
 def test_close_that_raises(server, log):
-    """The client has its answer, and the log the reason."""
+    """The client has its response, and the log has the traceback."""
     with server.connect() as client:
         assert client.get(f"/closing?kind=whole&close=1&log={log}").body == b"onetwo"
         assert client.get("/hello").status == 200
@@ -289,7 +289,7 @@ def test_close_that_raises(server, log):
 
 
 def test_a_slow_reader_holds_the_generator(server, log):
-    """Back-pressure: the application is not asked for what the client does not take, and no memory fills with it."""
+    """Back-pressure: while the client takes nothing, the application is asked for nothing, so memory does not fill."""
     count = 400  # of 64 KiB: 25 MiB
     before = int(server.get("/memory").text)
     with Client(server.address, receive_buffer=4096) as client:
@@ -305,7 +305,7 @@ def test_a_slow_reader_holds_the_generator(server, log):
 
 
 def test_a_slow_reader_that_leaves(server, log):
-    """The generator is let go, and its thread with it."""
+    """The generator is closed, and its thread is free again."""
     for _ in range(10):  # more than there are threads
         with Client(server.address, receive_buffer=4096) as client:
             client.request(f"/closing?kind=endless&log={log}")
@@ -314,8 +314,8 @@ def test_a_slow_reader_that_leaves(server, log):
     assert server.get("/hello").status == 200
 
 
-def test_a_client_that_leaves_who_is_written_to(server, log):
-    """`write()` raises, or an application that goes on for ever would keep its thread. That is no fault of the application."""
+def test_write_to_a_client_that_left(server, log):
+    """`write()` raises, because an application that writes without end would keep its thread. The log does not blame it."""
     for count in range(1, 11):  # more than there are threads
         with server.connect() as client:
             client.request(f"/written_without_end?log={log}")
@@ -339,28 +339,28 @@ def path(tmp_path):
 @pytest.mark.parametrize("offset", [0, 1, 65536, 2_999_999, 3_000_000, 3_000_001])
 @pytest.mark.parametrize("buffering", [-1, 0])
 def test_a_file_from_its_position(server, path, offset, buffering):
-    """From where the application left it, to its end; twice over one connection."""
+    """A file is sent from its current position to its end; twice over one connection."""
     content = path.read_bytes()[offset:]
     with server.connect() as client:
         for _ in range(2):
-            answer = client.get(f"/file?path={path}&offset={offset}&buffering={buffering}")
-            assert answer.body == content
-            assert answer.header("content-length") == str(len(content))
+            response = client.get(f"/file?path={path}&offset={offset}&buffering={buffering}")
+            assert response.body == content
+            assert response.header("content-length") == str(len(content))
 
 
 @pytest.mark.parametrize("length", [0, 1, 10, 65537, 2_999_994])
 def test_a_file_is_cut_at_its_length(server, path, length):
-    """PEP 3333: a Content-Length that is shorter than the file wins."""
+    """PEP 3333: no more than the Content-Length is sent of a longer file."""
     with server.connect() as client:
         for _ in range(2):
             assert client.get(f"/file?path={path}&offset=5&length={length}").body == path.read_bytes()[5 : 5 + length]
 
 
 def test_a_file_for_http_1_0_and_for_head(server, path, log):
-    """HEAD has the file's length and none of it; the file is closed all the same."""
+    """The response to HEAD has the length of the file and no body. The file is closed all the same."""
     with server.connect() as client:
-        answer = client.request(f"/file?path={path}&log={log}", "HEAD").response("HEAD")
-        assert answer.header("content-length") == "3000000"
+        response = client.request(f"/file?path={path}&log={log}", "HEAD").response("HEAD")
+        assert response.header("content-length") == "3000000"
         client.send(f"GET /file?path={path}&log={log} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".encode())
         assert client.response().body == path.read_bytes()
         assert client.get(f"/file?path={path}&log={log}&status=304+Not+Modified").body == b""
@@ -369,7 +369,7 @@ def test_a_file_for_http_1_0_and_for_head(server, path, log):
 
 
 def test_a_file_that_is_too_short(server, path):
-    """A length that cannot be kept ends with the connection, not with silence."""
+    """A Content-Length that cannot be met ends the connection, so that the client does not wait for more."""
     with server.connect() as client:
         client.request(f"/file?path={path}&length=3000001")
         with pytest.raises(AssertionError, match="the end came after"):
@@ -378,7 +378,7 @@ def test_a_file_that_is_too_short(server, path):
 
 
 def test_a_file_in_a_pipeline(server, path):
-    """Answers before and behind it keep their places."""
+    """The responses before and after it stay in order."""
     with server.connect() as client:
         for target in "/target?1", f"/file?path={path}", "/target?2", f"/file?path={path}&offset=2999990", "/target?3":
             client.request(target)
@@ -390,21 +390,21 @@ def test_a_file_in_a_pipeline(server, path):
 
 
 def test_a_file_for_a_client_that_was_refused(server, path):
-    """Nothing of it follows the refusal, nor hurries its end."""
+    """No byte of it follows the refusal, and the connection lingers as after any refusal."""
     with server.connect() as client:
         client.send(f"POST /read_then_file?path={path} HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n".encode())
         client.send(b"Transfer-Encoding: chunked\r\n\r\n")
         assert client.response().status == 100
         client.send(b"no size\r\n")
         assert client.response().status == 400
-        assert server.get("/hello").status == 200  # by now the application has answered, too
+        assert server.get("/hello").status == 200  # by now the application has returned, too
         for _ in range(8):
             client.send(b"x" * 100_000)
         assert client.rest() == b""
 
 
 def test_a_large_file_costs_no_memory(server, tmp_path):
-    """sendfile(2): a gigabyte goes through a process that never holds it."""
+    """sendfile(2): a gigabyte is sent without being read into the memory of the process."""
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         file.truncate(1 << 30)
@@ -424,7 +424,7 @@ def test_a_large_file_costs_no_memory(server, tmp_path):
 
 
 def test_a_file_is_closed_while_a_slow_client_reads(server, path, log):
-    """The client gets all of it: the server has a descriptor of its own, and gives it back."""
+    """The client gets all of it: the server sends from a descriptor of its own, and closes that at the end."""
     with server.connect() as watcher:
         before = int(watcher.get("/fds").text)
         with Client(server.address, receive_buffer=4096) as client:
@@ -438,8 +438,8 @@ def test_a_file_is_closed_while_a_slow_client_reads(server, path, log):
 
 
 @pytest.mark.parametrize("kind", ["memory", "gzip"])
-def test_what_is_not_a_plain_file_is_read(server, tmp_path, kind):
-    """No descriptor, or one with other bytes than `read` gives: the wrapper is read like any iterable."""
+def test_an_object_that_is_not_a_regular_file_is_read(server, tmp_path, kind):
+    """If it has no descriptor, or one with other bytes than `read` gives, the wrapper is read like any iterable."""
     content = b"text " * 100_000
     path = tmp_path / "file"
     path.write_bytes(gzip.compress(content) if kind == "gzip" else content)
@@ -447,25 +447,25 @@ def test_what_is_not_a_plain_file_is_read(server, tmp_path, kind):
 
 
 def test_a_file_without_a_size(server):
-    """Files of proc(5) say they are empty and are not."""
+    """Files of proc(5) have size 0 and content all the same."""
     assert b"Name:" in server.get("/file?path=/proc/self/status").body
 
 
-# --- Applications that do what they must not
+# --- Applications that break the rules
 
 
 @pytest.mark.parametrize("error", ["error", "exit", "interrupt", "base", "stop"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_whatever_is_raised_is_a_500(server, error, when):
-    """The client hears that it failed and nothing more, the log has the traceback, worker and connection go on."""
+def test_every_exception_is_a_500(server, error, when):
+    """The client gets no details, the log has the traceback, and worker and connection continue."""
     pid = worker(server)
     target = f"/raises?error={error}&when={when}"
     before = failures(server, target)
     with server.connect() as client:
         for turn in range(1, 3):
-            answer = client.get(target)
-            assert (answer.status, answer.header("x-secret")) == (500, None)
-            assert "raised" not in answer.text
+            response = client.get(target)
+            assert (response.status, response.header("x-secret")) == (500, None)
+            assert "raised" not in response.text
             wait_for(lambda turn=turn: failures(server, target) == before + turn)
         assert client.get("/pid").text == str(pid)
     assert "raised on purpose" in server.log
@@ -473,14 +473,14 @@ def test_whatever_is_raised_is_a_500(server, error, when):
 
 
 def test_a_generator_that_raises_at_once(server):
-    """Nothing is sent yet: a 500 as from any application."""
+    """Nothing has been sent yet, so the response is a 500."""
     with server.connect() as client:
         assert client.get("/raises_later").status == 500
         assert client.get("/hello").status == 200
 
 
 def test_a_generator_that_raises_in_the_middle(server):
-    """The head is gone: the connection ends without the last chunk, so the client knows."""
+    """The head has been sent: the connection ends without the last chunk, so the client knows that it failed."""
     pid = worker(server)
     with server.connect() as client:
         client.request("/raises_later?begun=1")
@@ -505,33 +505,33 @@ BAD = [
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_the_pep_forbids_is_a_500(server, kind):
-    """Said in the log with a traceback; not a byte of it reaches the client."""
+def test_a_response_that_the_pep_forbids_is_a_500(server, kind):
+    """The log has a traceback; no byte of the bad response reaches the client."""
     target = "/bad?" + urlencode({"kind": kind}, quote_via=quote)
     before = failures(server, target)
     with server.connect() as client:
-        answer = client.get(target)
-        assert answer.status == 500
-        assert answer.header("x-leaked") is None
+        response = client.get(target)
+        assert response.status == 500
+        assert response.header("x-leaked") is None
         wait_for(lambda: failures(server, target) == before + 1)
         assert client.get("/hello").status == 200
 
 
 @pytest.mark.parametrize("codes", ["13,10", "10", "13", "0", "127", "7", "8364"])
 @pytest.mark.parametrize("where", ["name", "value"])
-def test_no_line_break_gets_into_an_answer(server, codes, where):
+def test_no_line_break_gets_into_a_head(server, codes, where):
     """Response splitting: CR, LF, NUL and all other control characters in a header are a 500."""
     with server.connect() as client:
-        answer = client.get(f"/bad_header?codes={codes}&{where}=1")
-        assert answer.status == 500
-        assert b"leaked" not in answer.body
-        assert not [name for name, _ in answer.headers if name.startswith("x-")]
+        response = client.get(f"/bad_header?codes={codes}&{where}=1")
+        assert response.status == 500
+        assert b"leaked" not in response.body
+        assert not [name for name, _ in response.headers if name.startswith("x-")]
         assert client.get("/hello").status == 200
 
 
 @pytest.mark.parametrize("kind", ["", "&list=1"])
-def test_more_than_was_promised_is_cut(server, kind):
-    """Content-Length holds: what is over it would be read as the next answer."""
+def test_a_body_longer_than_its_content_length_is_cut(server, kind):
+    """The excess would be read as the next response."""
     with server.connect() as client:
         assert client.get(f"/length?length=3&bytes=5{kind}").body == b"xxx"
         assert client.get("/hello").body == b"Hello, world!"
@@ -539,8 +539,8 @@ def test_more_than_was_promised_is_cut(server, kind):
 
 
 @pytest.mark.parametrize("kind", ["", "&list=1"])
-def test_less_than_was_promised_ends_the_connection(server, kind):
-    """The client is not left to wait for the rest."""
+def test_a_body_shorter_than_its_content_length_ends_the_connection(server, kind):
+    """The client does not wait for the rest."""
     with server.connect() as client:
         client.request(f"/length?length=5&bytes=3{kind}")
         assert client.rest().endswith(b"\r\n\r\nxxx")
@@ -548,7 +548,7 @@ def test_less_than_was_promised_ends_the_connection(server, kind):
 
 
 def test_no_name_of_a_temporary_file_is_left(serve, tmp_path):
-    """A large body lives in a file that has no name, in the directory that TMPDIR names."""
+    """A large body is kept in a file without a name, in the directory that TMPDIR names."""
     directory = tmp_path / "temporary"
     directory.mkdir()
     server = serve(APP, own=True, env={"TMPDIR": str(directory)})

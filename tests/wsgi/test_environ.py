@@ -1,4 +1,4 @@
-"""From the bytes of a head to an `environ`, held against PEP 3333 and the standard library's own checker. No socket."""
+"""From the bytes of a head to an `environ`, checked against PEP 3333 and with the standard library's own checker. No socket."""
 
 import io
 import sys
@@ -25,7 +25,7 @@ def read(data: bytes) -> Request:
 
 
 def make(*fields: bytes, line: bytes = b"GET / HTTP/1.1", **options: Any) -> dict[str, Any]:
-    """The `environ` of a request. It is made three times, since the second and the third time it is remembered."""
+    """The `environ` of a request. It is made three times, because the second and the third come from memory."""
     environment = Environment(**{"threads": 1, "processes": 1, **options})
     request = read(b"\r\n".join((line, b"Host: example.com", *fields, b"", b"")))
     first, second, third = (environment.make(request, LOCAL, PEER) for _ in range(3))
@@ -43,7 +43,7 @@ ROWS: list[tuple[bytes, dict[str, str | None]]] = [
     (b"X:", {"HTTP_X": ""}),
     (b"X: a\r\nY: b\r\nx: c", {"HTTP_X": "a,c", "HTTP_Y": "b"}),
     (b"Cookie: a=b\r\nCookie: c=d", {"HTTP_COOKIE": "a=b; c=d"}),
-    # An underscore never passes for a dash.
+    # An underscore is never taken for a dash.
     (b"X_Forwarded_For: evil", {"HTTP_X_FORWARDED_FOR": None}),
     (b"X-Forwarded-For: good\r\nX_Forwarded-For: evil", {"HTTP_X_FORWARDED_FOR": "good"}),
     (b"X_Forwarded-For: evil\r\nX-Forwarded-For: good", {"HTTP_X_FORWARDED_FOR": "good"}),
@@ -52,7 +52,7 @@ ROWS: list[tuple[bytes, dict[str, str | None]]] = [
     # httpoxy
     (b"Proxy: http://evil", {"HTTP_PROXY": None}),
     (b"Proxy-Connection: a", {"HTTP_PROXY_CONNECTION": "a"}),
-    # Names that look like variables of ours are fields like others.
+    # Names that look like variables of the server are fields like others.
     (b"Remote-Addr: evil", {"HTTP_REMOTE_ADDR": "evil", "REMOTE_ADDR": "client"}),
     (b"wsgi.input: evil", {"HTTP_WSGI.INPUT": "evil"}),
     (b"Script-Name: /evil\r\nPath-Info: /evil", {"SCRIPT_NAME": "", "PATH_INFO": "/"}),
@@ -62,7 +62,7 @@ ROWS: list[tuple[bytes, dict[str, str | None]]] = [
 
 @pytest.mark.parametrize(("fields", "expected"), ROWS)
 def test_fields(fields: bytes, expected: dict[str, str | None]):
-    """Fields become variables by the rules of CGI (RFC 3875 4.1.18), and none becomes one that it is not."""
+    """Fields become variables by the rules of CGI (RFC 3875 4.1.18), and no field can set a variable of the server."""
     environ = make(fields)
     assert {name: environ.get(name) for name in expected} == expected
 
@@ -81,7 +81,7 @@ LINES: list[tuple[bytes, dict[str, str]]] = [
 
 @pytest.mark.parametrize(("line", "expected"), LINES)
 def test_lines(line: bytes, expected: dict[str, str]):
-    """What PEP 3333 makes of a request line; the target as it was sent is there too."""
+    """The variables that come from the request line; the target as it was sent is one of them."""
     environ = make(line=line)
     assert {name: environ[name] for name in expected} == expected
 
@@ -91,7 +91,7 @@ def test_lines(line: bytes, expected: dict[str, str]):
     [({"threads": 1}, (False, False)), ({"threads": 2}, (True, False)), ({"processes": 2}, (False, True))],
 )
 def test_flags(options: dict[str, Any], expected: tuple[bool, bool]):
-    """An application is told whether others run beside it."""
+    """The flags show whether other threads and processes run the same application."""
     environ = make(**options)
     assert (environ["wsgi.multithread"], environ["wsgi.multiprocess"]) == expected
     assert environ["wsgi.version"] == (1, 0)
@@ -100,7 +100,7 @@ def test_flags(options: dict[str, Any], expected: tuple[bool, bool]):
 
 
 def test_an_environ_is_the_applications_own():
-    """PEP 3333: an application may change it in any way. The next one, of the same bytes, knows nothing of that."""
+    """PEP 3333: an application may change it in any way. The `environ` of the next request is not affected."""
     environment = Environment(threads=1, processes=1)
     request = read(b"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n")
     fresh = dict(environment.make(request, LOCAL, PEER))
@@ -114,7 +114,7 @@ def test_an_environ_is_the_applications_own():
 
 @pytest.mark.parametrize("clients", [0, 1, 2])
 def test_requests_share_nothing_but_what_is_the_same(clients):
-    """The same fields with another line, the same line with other fields, in any order: each has its own facts.
+    """The same fields with another line, and the same line with other fields, in any order: each `environ` is its own.
 
     Each comes from a new client, all from one, or from two in turn.
     """
@@ -134,13 +134,13 @@ def test_requests_share_nothing_but_what_is_the_same(clients):
 
 
 @pytest.mark.parametrize("row", corpus.rows("valid"), ids=str)
-def test_the_standard_checker_is_content(row: corpus.Row):
-    """`wsgiref.validate` finds nothing to complain of in any request of the corpus, once the connection's facts are there."""
+def test_the_standard_checker_accepts_it(row: corpus.Row):
+    """`wsgiref.validate` has no complaint about any request of the corpus."""
     request = read(row.data)
     environ = Environment(threads=8, processes=2).make(request, ("a", "80"), ("::1", "1"))
     assert all(type(value) is str for name, value in environ.items() if not name.startswith("wsgi."))
     if request.line.path == "*" or request.line.method in ("get", "PURGE") or len(request.line.method) > 9:
-        return  # the checker warns of methods that it does not know
+        return  # the checker warns about methods that it does not know
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         assert environ["wsgi.input"].read(1) == b""
@@ -155,7 +155,7 @@ def test_the_standard_checker_is_content(row: corpus.Row):
     assert request_uri(environ).startswith("http://")
 
 
-def test_errors_go_to_standard_error_as_it_is(monkeypatch: pytest.MonkeyPatch):
+def test_errors_go_to_the_current_standard_error(monkeypatch: pytest.MonkeyPatch):
     """An application that redirects standard error redirects `wsgi.errors`, at any time."""
     errors = make()["wsgi.errors"]
     stream = io.StringIO()
@@ -168,7 +168,7 @@ def test_errors_go_to_standard_error_as_it_is(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_file_in_blocks():
-    """Whatever can be read is given block by block, to its end, and closed if it can be."""
+    """The wrapper reads any object block by block to its end, and has `close` if the object has it."""
     wrapper = FileWrapper(io.BytesIO(b"abcde"), 2)
     assert list(wrapper) == [b"ab", b"cd", b"e"]
     wrapper.close()
@@ -186,8 +186,8 @@ def test_a_file_in_blocks():
     assert b"".join(bare) == b"x" * 65536 + b"y"
 
 
-def test_a_file_is_read_from_where_it_is(tmp_path: Path):
-    """The wrapper neither rewinds nor opens anything."""
+def test_a_file_is_read_from_its_position(tmp_path: Path):
+    """The wrapper does not rewind it."""
     with tempfile.TemporaryFile(dir=tmp_path) as file:
         file.write(b"hello world")
         file.seek(6)

@@ -39,7 +39,7 @@ ERROR = (
 
 
 class FakeConnection:
-    """What an exchange calls of a connection, in order; and the bytes that were sent."""
+    """Notes the calls of an exchange, in order, and the bytes that were sent."""
 
     def __init__(self) -> None:
         self.sent = b""
@@ -111,7 +111,7 @@ class FakeRunner(Runner):
 
 
 class Call:
-    """An exchange with all that it needs."""
+    """An exchange with everything that it needs."""
 
     def __init__(self, on_loop: bool = True, line: str = "GET /path HTTP/1.1", *fields: str) -> None:
         request = corpus.reader().read("\r\n".join((line, "Host: a", *fields, "", "")).encode())
@@ -237,7 +237,7 @@ ROWS: dict[str, tuple[str, App, bytes]] = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_result_is_sent(on_loop: bool, name: str):
-    """All of it, framed as its client can read it. What no client can be sent is a 500."""
+    """All of it is sent, with a framing that its client can read. A result that cannot be sent is a 500."""
     version, app, expected = ROWS[name]
     call = Call(on_loop, f"GET /path HTTP/{version}").run(app)
     assert call.connection.sent == expected
@@ -257,7 +257,7 @@ def test_a_result_is_sent(on_loop: bool, name: str):
 def test_the_response_to_head_has_no_body(
     on_loop: bool, result: Any, headers: list[tuple[str, str]], capfd: pytest.CaptureFixture[str]
 ):
-    """Nor is a body that is longer or shorter than its Content-Length worth a word: it need not be made for HEAD."""
+    """A body that does not match its Content-Length is not logged either: an application need not make one for HEAD."""
     call = Call(on_loop, "HEAD /path HTTP/1.1").run(answering(result, *headers))
     head, end, body = call.connection.sent.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -272,7 +272,7 @@ def test_the_response_to_head_has_no_body(
 )
 @pytest.mark.parametrize("size", [0, 2, 3, 4])
 def test_a_body_that_is_too_long_is_cut(on_loop: bool, result: Any, size: int, capfd: pytest.CaptureFixture[str]):
-    """Bytes over the Content-Length would be read as the next response. The log says so."""
+    """Bytes over the Content-Length would be read as the next response. The log has a warning."""
     call = Call(on_loop).run(answering(result, length(size)))
     assert call.connection.sent == length_head(size) + DATE + b"abcde"[:size]
     assert call.runner.ends == [(200, size)]
@@ -284,7 +284,7 @@ def test_a_body_that_is_too_long_is_cut(on_loop: bool, result: Any, size: int, c
     "result", [[b"abc"], pieces(b"ab", b"c"), written(b"ab", then=[b"c"]), []], ids=["list", "generator", "written", "empty"]
 )
 def test_a_body_that_is_too_short_ends_the_connection(on_loop: bool, result: Any, capfd: pytest.CaptureFixture[str]):
-    """The client would wait for the rest. The log says so."""
+    """The client would wait for the rest. The log has a warning."""
     call = Call(on_loop).run(answering(result, length(5)))
     body = b"abc" if result else b""
     assert call.connection.sent == length_head(5) + DATE + body
@@ -292,7 +292,7 @@ def test_a_body_that_is_too_short_ends_the_connection(on_loop: bool, result: Any
     assert f"application sent {5 - len(body)} bytes less than its Content-Length on GET /path: closed" in capfd.readouterr().err
 
 
-def test_a_draining_worker_says_that_it_closes(on_loop: bool):
+def test_a_draining_worker_announces_the_close(on_loop: bool):
     """Draining may have begun after the request was read."""
     call = Call(on_loop)
     call.connection.context.draining = True
@@ -305,14 +305,14 @@ def test_a_draining_worker_says_that_it_closes(on_loop: bool):
 
 
 def test_a_response_on_the_loop_ends_by_returning():
-    """The connection's turn is not over: it goes on by itself, and nothing is posted."""
+    """The connection goes on when its turn ends, so nothing has to be posted."""
     call = Call().run(answering(pieces(b"abc")))
     assert call.runner.posted == []
     assert "complete" not in call.connection.calls
 
 
 def test_a_response_off_the_loop_is_posted():
-    """No method of the connection is called but on the loop's thread; at the end the connection is told to go on."""
+    """Methods of the connection are called on the loop's thread only; `complete` is the last of them."""
     call = Call(on_loop=False).run(answering(pieces(b"abc")))
     assert call.runner.posted == ["write", "write", "finished", "complete"]
     assert call.connection.calls == ["complete"]
@@ -320,7 +320,7 @@ def test_a_response_off_the_loop_is_posted():
 
 @pytest.mark.parametrize("at", [0, 1, 2], ids=["the call", "the first piece", "the second piece"])
 def test_a_loop_that_is_lost_while_the_application_runs(at: int):
-    """From then on all is posted, and every byte is sent once."""
+    """From then on everything is posted, and every byte is sent once."""
     call = Call()
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -360,7 +360,7 @@ def test_a_loop_that_is_lost_in_write():
 
 
 def test_a_loop_that_is_lost_in_close():
-    """The response was whole already: only the end of the request is posted."""
+    """The response was complete already, so only the end of the request is posted."""
     call = Call()
 
     class Result(list[bytes]):
@@ -372,8 +372,8 @@ def test_a_loop_that_is_lost_in_close():
     assert call.runner.posted == ["complete"]
 
 
-def test_the_loop_cannot_be_taken_from_code_of_ours():
-    """It can be taken from the application only: from its call, its steps, its `close()`."""
+def test_the_loop_cannot_be_taken_while_the_server_sends():
+    """It can be taken only while the application's code runs: the call, the steps of a generator, `close()`."""
     call = Call()
     takes: list[bool] = []
 
@@ -395,7 +395,7 @@ def test_the_loop_cannot_be_taken_from_code_of_ours():
 
 
 class Full:
-    """A write buffer that holds all that it may."""
+    """A write buffer that is full."""
 
     full = True
 
@@ -599,14 +599,14 @@ def test_a_file_for_a_client_that_was_refused(on_loop: bool, path: Path):
 
 
 def test_a_file_behind_what_was_written(on_loop: bool, path: Path):
-    """It is read piece by piece: its length is not known to the client."""
+    """It is read piece by piece and chunked, since the head was sent without a length."""
     call = Call(on_loop).run(answering(written(b"ab", then=FileWrapper(path.open("rb"), COPY_BELOW))))
     pieces = [b"ab", *(path.read_bytes()[i * COPY_BELOW :][:COPY_BELOW] for i in range(3))]
     assert call.connection.sent == OK + CHUNKED + DATE + b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
 
 
 @pytest.mark.parametrize("kind", ["memory", "gzip", "pipe", "closed descriptor"])
-def test_what_only_looks_like_a_file_is_read(on_loop: bool, path: Path, kind: str):
+def test_an_object_that_only_looks_like_a_file_is_read(on_loop: bool, path: Path, kind: str):
     """No descriptor, one with other bytes than `read` gives, or one without a size: it is read as any iterable."""
     content = b"text" * 1000
     file: Any
@@ -636,8 +636,8 @@ def test_what_only_looks_like_a_file_is_read(on_loop: bool, path: Path, kind: st
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit, KeyboardInterrupt, StopIteration, BaseException])
 @pytest.mark.parametrize("when", ["before", "after start_response", "in the first step"])
-def test_whatever_is_raised_is_a_500(on_loop: bool, error: type[BaseException], when: str, capfd: pytest.CaptureFixture[str]):
-    """As long as nothing is sent. The log has the traceback."""
+def test_every_exception_is_a_500(on_loop: bool, error: type[BaseException], when: str, capfd: pytest.CaptureFixture[str]):
+    """That holds as long as nothing is sent. The log has the traceback."""
 
     def steps() -> Iterator[bytes]:
         yield b""
@@ -660,7 +660,7 @@ def test_whatever_is_raised_is_a_500(on_loop: bool, error: type[BaseException], 
 
 
 def test_an_error_behind_the_head_ends_the_connection(on_loop: bool):
-    """The client sees that the body is not whole."""
+    """The client sees that the body is incomplete."""
 
     def generate(write: Any) -> Iterator[bytes]:
         yield b"begun"
@@ -673,7 +673,7 @@ def test_an_error_behind_the_head_ends_the_connection(on_loop: bool):
 
 
 def test_close_is_called_once_whatever_happens(on_loop: bool, capfd: pytest.CaptureFixture[str]):
-    """After a whole response, a failed one, a wrong one. What it raises is in the log, and the client has its response."""
+    """After a good response, a wrong one, a failed one. Its exception is only logged: the client has its response."""
     for steps, expected in (iter([b"ab"]), 200), (iter([cast(bytes, "text")]), 500), ((1 // 0 for _ in (1,)), 500):
         closed: list[None] = []
 
@@ -696,7 +696,7 @@ def test_close_is_called_once_whatever_happens(on_loop: bool, capfd: pytest.Capt
 
 
 def test_a_head_can_be_replaced_until_it_is_sent(on_loop: bool):
-    """With `exc_info`, all of it; without, a second call is an error."""
+    """A call with `exc_info` replaces all of it; a second call without is an error."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", [("X-First", "1")])
@@ -764,7 +764,7 @@ def test_a_list_of_headers_is_judged_as_it_is_now():
 
 
 def test_the_input_of_a_call():
-    """It stands in the environ; one that waits for the client knows its exchange."""
+    """It is in the environ; one that waits for the client knows its exchange."""
     call = Call()
     environ: dict[str, Any] = {}
     body = io.BytesIO(b"body")

@@ -1,4 +1,4 @@
-"""Bodies as files: what a body is kept in, how it is read, and that nothing is left of it. No socket, no server."""
+"""Bodies as files: where they are kept, how they are read, and that nothing of them is left behind. No socket, no server."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from harness import SCALE, wait_for
 
 
 def test_no_body_is_an_empty_file():
-    """Every way of reading ends at once, with the types of a binary file, and always."""
+    """Every way of reading ends at once and returns the type that a binary file returns, every time."""
     body = NoInput()
     empty = io.BytesIO()
     for _ in range(2):
@@ -37,7 +37,7 @@ SIZES = [0, 1, SPOOL_MEMORY - 1, SPOOL_MEMORY, SPOOL_MEMORY + 1, 5 * SPOOL_MEMOR
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("piece", [1000, 65536, 10**9])
 def test_a_body_comes_back_as_it_came(size: int, piece: int):
-    """In memory up to the bound, in a file above it, and nobody sees the difference."""
+    """It is in memory up to a limit and in a file above it, and reads the same from both."""
     data = os.urandom(size)
     spool = Spool()
     for start in range(0, size, piece):
@@ -67,7 +67,7 @@ READINGS = [
 @pytest.mark.parametrize(("name", "reading"), READINGS, ids=[row[0] for row in READINGS])
 @pytest.mark.parametrize("lines", [3, 10_000])
 def test_a_body_is_read_as_any_file(name: str, reading: Any, lines: int):
-    """`read`, `readline`, `readlines` and iteration give what they give of a file in memory, small bodies and large ones."""
+    """`read`, `readline`, `readlines` and iteration work as those of a file in memory, for small bodies and large ones."""
     data = b"".join(b"%d %s\n" % (number, b"x" * (number % 150)) for number in range(lines)) + b"no end"
     spool = Spool()
     spool.write(data)
@@ -78,7 +78,7 @@ def test_a_body_is_read_as_any_file(name: str, reading: Any, lines: int):
 
 
 def test_a_large_body_has_no_name(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    """Its file cannot be found by others, and is gone with its last descriptor whatever happens to us."""
+    """Other processes cannot find its file, which is gone with its last descriptor, even if the worker is killed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = set(os.listdir("/proc/self/fd"))
     spool = Spool()
@@ -89,8 +89,8 @@ def test_a_large_body_has_no_name(tmp_path, monkeypatch: pytest.MonkeyPatch):
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_where_no_directory_can_be_written(monkeypatch: pytest.MonkeyPatch):
-    """A read-only root without /tmp: the body lives in memory, as a file."""
+def test_a_large_body_without_a_writable_directory(monkeypatch: pytest.MonkeyPatch):
+    """With a read-only root and no /tmp, the body is a file in memory."""
 
     def nowhere(**options: object) -> None:
         raise FileNotFoundError("No usable temporary directory found")
@@ -106,8 +106,8 @@ def test_where_no_directory_can_be_written(monkeypatch: pytest.MonkeyPatch):
     spool.close()
 
 
-def test_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch):
-    """A full disk is an `OSError` when the body comes, not when it is read or given up."""
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch):
+    """It is an `OSError` when the body arrives, not when the body is read or closed."""
     with open("/dev/full", "w+b", buffering=0) as full:
         monkeypatch.setattr(wsgi_input, "_unnamed_file", lambda: full)
         spool = Spool()
@@ -119,7 +119,7 @@ def test_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch):
         assert full.closed
 
 
-def test_spools_are_apart():
+def test_spools_are_independent():
     """Bodies that arrive at the same time do not mix."""
     spools = [Spool() for _ in range(8)]
 
@@ -141,7 +141,7 @@ def test_spools_are_apart():
 
 
 class FakeConnection:
-    """What the sinks call of a connection, in order."""
+    """Notes the calls of the sinks, in order."""
 
     def __init__(self, draining: bool = False) -> None:
         self.calls: list[Any] = []
@@ -189,7 +189,7 @@ def expected_input(*fields: str, draining: bool = False) -> tuple[FakeConnection
 
 
 def reading(body: ExpectedInput, call: FakeCall) -> tuple[threading.Thread, list[Any]]:
-    """A thread that reads all of a body, and what became of that: bytes, or the type of an exception."""
+    """A thread that reads all of a body, and the list that gets the outcome: bytes, or the type of an exception."""
     found: list[Any] = []
 
     def read() -> None:
@@ -233,7 +233,7 @@ def test_an_upload_that_is_aborted_is_given_up():
 
 
 def test_an_expected_body_is_asked_for_by_the_first_read():
-    """The thread leaves the loop, then waits until the body is complete; whatever is read afterwards waits for nothing."""
+    """The thread leaves the loop, then waits until the body is complete; reading on does not wait."""
     connection, call, body = expected_input()
     assert call.posted == []
     thread, found = reading(body, call)
@@ -254,7 +254,7 @@ def test_an_expected_body_is_asked_for_by_the_first_read():
 
 @pytest.mark.parametrize(("fields", "draining"), [(("Connection: close",), False), ((), True)])
 def test_an_expected_body_of_a_connection_that_closes(fields: tuple[str, ...], draining: bool):
-    """The connection knows when it asks that it closes after the response."""
+    """The connection is asked for the body with the remark that it closes after the response."""
     connection, call, body = expected_input(*fields, draining=draining)
     thread, _ = reading(body, call)
     call.posted.pop()()

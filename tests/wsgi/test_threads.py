@@ -23,7 +23,7 @@ LOCAL = ("server", "80")
 
 
 class App:
-    """An application whose calls of `/slow...` wait at a gate of their own path, and are listed while they do."""
+    """An application that waits on paths that have a gate. `running` lists the calls that wait."""
 
     def __init__(self) -> None:
         self.gates: dict[str, threading.Event] = {}
@@ -196,11 +196,11 @@ def test_a_slow_call_loses_the_loop(start: Start):
     worker.finish("/slow")
     assert slow.response() == b"/slow "
     assert worker.app.threads["/slow"] == "app-0"
-    assert worker.leader() == "app-1"  # who has led leads on; the other thread is a follower now
+    assert worker.leader() == "app-1"  # it leads on; the other thread is a follower now
 
 
 def test_with_one_thread_the_watcher_turns_the_loop(start: Start):
-    """Requests wait for the one thread, but connections are accepted and read, and what needs no application is answered."""
+    """Requests wait for the one thread, but connections are accepted and read, and `OPTIONS *` is answered."""
     worker = start(1)
     slow = worker.slow("/slow")
     waiting = worker.connect().send("/waiting")
@@ -215,7 +215,7 @@ def test_with_one_thread_the_watcher_turns_the_loop(start: Start):
 
 
 def test_a_path_that_was_slow_goes_to_a_follower(start: Start):
-    """The leader keeps the loop, without waiting for the watcher; a quick call makes the path a quick one again."""
+    """The leader does not even begin such a request. After one quick call the path counts as quick again."""
     worker = start(3)
     slow = worker.slow("/slow")
     worker.finish("/slow")
@@ -230,8 +230,8 @@ def test_a_path_that_was_slow_goes_to_a_follower(start: Start):
     wait_for(lambda: client.get("/slow") and worker.app.threads["/slow"] == worker.leader(), "the path is forgotten")
 
 
-def test_a_slow_body_is_given_to_the_follower(start: Start):
-    """A request that changes its thread before it is called takes its body along."""
+def test_a_follower_gets_the_body_too(start: Start):
+    """A request that is given to a follower keeps the body that came with it."""
     worker = start(2)
     for _ in range(2):
         slow = worker.slow("/slow", b"body")
@@ -254,7 +254,7 @@ def test_slow_requests_leave_the_last_thread_alone(start: Start, monkeypatch: py
     assert (first.response(), second.response()) == (b"/slow/2 ", b"/slow/3 ")
 
 
-def test_the_leader_takes_a_slow_request_where_no_follower_will(start: Start):
+def test_the_leader_runs_a_slow_request_if_no_follower_will(start: Start):
     """Long requests have all the other threads: then the last one is not kept for quick requests only."""
     worker = start(2)
     worker.runner._slow_paths.update(dict.fromkeys(("/slow/1", "/slow/2")))
@@ -292,8 +292,8 @@ def test_a_client_that_leaves_while_its_request_waits(start: Start, slow: bool):
     assert "/gone" not in worker.app.threads
 
 
-def test_a_draining_worker_closes_behind_what_waited(start: Start):
-    """A request that waited for a leader since before the drain began is answered with `Connection: close`."""
+def test_a_request_that_waited_while_draining_began(start: Start):
+    """It is answered with `Connection: close`, though it was read before that."""
     worker = start(1)
     worker.slow("/slow")
     waiting = worker.connect().send("/waiting")
@@ -305,8 +305,8 @@ def test_a_draining_worker_closes_behind_what_waited(start: Start):
     assert waiting.sock.recv(1) == b""
 
 
-def test_an_input_that_is_waited_for_costs_a_thread_and_not_the_loop(start: Start):
-    """A client that waits for "100 Continue" is told so by the application's first read, and then may take its time."""
+def test_waiting_for_an_expected_body_costs_a_thread_and_not_the_loop(start: Start):
+    """The application's first read sends "100 Continue", and then waits without the loop."""
     worker = start(1)
     client = worker.connect().send("/expecting", b"body", "Expect: 100-continue")
     assert client.more() == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -318,7 +318,7 @@ def test_an_input_that_is_waited_for_costs_a_thread_and_not_the_loop(start: Star
 
 
 def test_signs_of_life(start: Start):
-    """A worker lives as long as a thread is free, or no request waits for one. Else it lived when a thread last moved."""
+    """A worker is alive while a thread is free or no request waits for one. Else it was when a thread last made progress."""
     worker = start(1)
     runner = worker.runner
     now = time.monotonic() + 1000
@@ -355,7 +355,7 @@ def test_a_watcher_that_sleeps_is_woken(start: Start):
 
 
 def test_known_slow_paths_have_a_bound(start: Start, monkeypatch: pytest.MonkeyPatch):
-    """A client that asks for ever new slow paths does not fill the memory."""
+    """A client that requests ever more slow paths does not fill the memory."""
     monkeypatch.setattr(threads_module, "MAX_SLOW_PATHS", 2)
     worker = start(2)
     for number in range(4):
@@ -368,13 +368,13 @@ def test_known_slow_paths_have_a_bound(start: Start, monkeypatch: pytest.MonkeyP
 
 
 def test_a_stop_ends_every_thread(start: Start):
-    """Leader, followers and watcher, whoever turns the loop at that moment (`Worker.stop` asserts that they end)."""
+    """Leader, followers and watcher end, whichever of them turns the loop. `Worker.stop` asserts it."""
     start(3).connect().get("/quick")
     start(1).slow("/slow")
 
 
-def test_the_rest_of_a_turn_is_for_the_next_leader(start: Start):
-    """A slow request in the middle of a batch: what came with it is answered by another thread, each response once."""
+def test_the_next_leader_goes_on_with_the_batch(start: Start):
+    """A slow request in the middle of a batch of events delays none of the others, and each is answered once."""
     worker = start(2)
     clients = [worker.connect() for _ in range(10)]
     for client in clients:

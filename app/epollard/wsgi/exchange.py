@@ -274,7 +274,7 @@ class Exchange:
         self._leave_application()
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
-        """Send a file by sendfile(2). False: it is none for that. One of gzip is not: it reads other bytes than its descriptor."""
+        """Send a file by sendfile(2). False: it is not one that can be. One of gzip gives other bytes than its descriptor."""
         file = wrapper.filelike
         head = self.head
         if head is None or self.opened or type(file) not in _FILES or type(getattr(file, "raw", file)) is not io.FileIO:
