@@ -157,7 +157,7 @@ def test_the_real_one():
 
 
 STAT = "anon 100\nfile 90\ninactive_file {}\nactive_file 5\n"
-ROOMS = [
+HEADROOMS = [
     ("nothing is known", V2, "0::/", {}, None),
     ("no limit", V2, "0::/", {"memory.max": "max", "memory.current": "5000"}, None),
     ("a tenth is kept free", V2, "0::/", {"memory.max": "10000", "memory.current": "5000"}, 4000),
@@ -197,15 +197,17 @@ ROOMS = [
 ]
 
 
-@pytest.mark.parametrize(("mounts", "memberships", "files", "room"), [row[1:] for row in ROOMS], ids=[row[0] for row in ROOMS])
-def test_memory_that_is_left(mounts: str, memberships: str, files: dict[str, str], room: int | None, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("mounts", "memberships", "files", "headroom"), [pytest.param(*row, id=name) for name, *row in HEADROOMS]
+)
+def test_memory_that_is_left(mounts: str, memberships: str, files: dict[str, str], headroom: int | None, tmp_path: Path):
     """The cgroup with the least left counts: a tenth of its limit is kept free, the inactive page cache counts as free."""
-    assert cgroup.memory_room(tree(tmp_path, mounts, memberships, files)) == room
+    assert cgroup.memory_headroom(tree(tmp_path, mounts, memberships, files)) == headroom
 
 
-@pytest.mark.parametrize(("free", "room"), [(500, 400 << 10), (50, -50 << 10)])
-def test_the_machine_is_a_limit_too(free: int, room: int, tmp_path: Path):
+@pytest.mark.parametrize(("free", "headroom"), [(500, 400 << 10), (50, -50 << 10)])
+def test_the_machine_is_a_limit_too(free: int, headroom: int, tmp_path: Path):
     """Without a limit of a cgroup, or with a wider one, the machine's available memory counts (proc_meminfo(5), in KiB)."""
     root = tree(tmp_path, V2, "0::/", {"memory.max": str(2**40), "memory.current": "0"})
     (tmp_path / "proc" / "meminfo").write_text(f"MemTotal:  1000 kB\nMemFree:  1 kB\nMemAvailable:  {free} kB\n")
-    assert cgroup.memory_room(root) == room
+    assert cgroup.memory_headroom(root) == headroom

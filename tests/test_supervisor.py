@@ -140,7 +140,7 @@ def scaled_down(started, clock, sent, monkeypatch):
     process(of)
     going = process(of, 1)
     of._autoscaler = SimpleNamespace(due_at=0.0, decide=lambda *_: (1, ""))
-    monkeypatch.setattr(cgroup, "memory_room", lambda: 2**30)
+    monkeypatch.setattr(cgroup, "memory_headroom", lambda: 2**30)
     for _ in range(4):
         of._reconcile()
         clock.now += 1
@@ -163,7 +163,7 @@ def test_a_lingering_worker_is_hurried_when_its_end_is_urgent(scaled_down, clock
     """If memory is short, or by a reload, another number of workers, or a stop: from then on it has the graceful timeout."""
     of, going = scaled_down
     if by == "memory":
-        monkeypatch.setattr(cgroup, "memory_room", lambda: -1)
+        monkeypatch.setattr(cgroup, "memory_headroom", lambda: -1)
         of._tick()
     elif by == "reload":
         of.reload("test")

@@ -64,24 +64,23 @@ def memory_limit(root: str = "/") -> int | None:
     return min(limits, default=None)
 
 
-def memory_room(root: str = "/") -> int | None:
+def memory_headroom(root: str = "/") -> int | None:
     """How many more bytes may be used without touching the reserve; negative if it is touched; `None` if nothing is known.
 
     The smallest value of all cgroups that have a limit, and of the machine. The page cache's inactive part counts as free.
     """
-    rooms = []
+    headrooms = []
     for controller, names in (("", ("memory.max", "memory.current", "inactive_file")), ("memory", _V1_MEMORY)):
         for directory in _directories(controller, root):
             limit, used = (_number(*_words(directory / name)[:1] or [""]) for name in names[:2])
             if limit is not None and limit < _UNLIMITED and used is not None:
-                words = _words(directory / "memory.stat")
-                cache = _number(dict(zip(words[::2], words[1::2], strict=False)).get(names[2], "")) or 0
-                rooms.append(int(limit * (1 - MEMORY_RESERVE)) - used + cache)
-    found = dict(line.split()[:2] for line in _lines(Path(root, "proc/meminfo")) if len(line.split()) >= 2)
-    total, free = (_number(found.get(name, "")) for name in ("MemTotal:", "MemAvailable:"))
+                cache = _number(_pairs(directory / "memory.stat").get(names[2], "")) or 0
+                headrooms.append(int(limit * (1 - MEMORY_RESERVE)) - used + cache)
+    machine = _pairs(Path(root, "proc/meminfo"))
+    total, free = (_number(machine.get(name, "")) for name in ("MemTotal:", "MemAvailable:"))
     if total is not None and free is not None:
-        rooms.append((free - int(total * MEMORY_RESERVE)) << 10)
-    return min(rooms, default=None)
+        headrooms.append((free - int(total * MEMORY_RESERVE)) << 10)
+    return min(headrooms, default=None)
 
 
 def oom_kills(root: str = "/") -> int | None:
@@ -91,10 +90,7 @@ def oom_kills(root: str = "/") -> int | None:
     """
     files = [directory / "memory.events" for directory in _directories("", root)][:1]
     files += [directory / "memory.oom_control" for directory in _directories("memory", root)][:1]
-    counts = []
-    for file in files:
-        words = _words(file)
-        counts += [_number(count) for name, count in zip(words[::2], words[1::2], strict=False) if name == "oom_kill"]
+    counts = [_number(_pairs(file).get("oom_kill", "")) for file in files]
     return max((count for count in counts if count is not None), default=None)
 
 
@@ -145,6 +141,11 @@ def _number(text: str) -> int | None:
 
 def _words(file: Path) -> list[str]:
     return [word for line in _lines(file) for word in line.split()]
+
+
+def _pairs(file: Path) -> dict[str, str]:
+    """The first two words of each line: a name and its value."""
+    return {words[0]: words[1] for words in map(str.split, _lines(file)) if len(words) > 1}
 
 
 def _lines(file: Path) -> list[str]:

@@ -340,7 +340,7 @@ class Supervisor:
     def _autoscale(self) -> None:
         """Have as many workers as their load requires, if that is configured."""
         if self._autoscaler and not self._upgrade.under_way and self._due(self._autoscaler.due_at):
-            desired, why = self._autoscaler.decide(self.facts(), cgroup.memory_room, self._pool.memory)
+            desired, why = self._autoscaler.decide(self.facts(), cgroup.memory_headroom, self._pool.memory)
             self._due(self._autoscaler.due_at)
             if why:
                 log.info(f"{why}: scaling to {_count(desired)}")
@@ -473,7 +473,7 @@ class Supervisor:
         if self._pool.lingering:
             greedy = [process for process in self._pool.lingering if over_memory_limit(process, self._config, self._now)]
             self._give_grace(greedy, flag("max_worker_memory"))
-            if (cgroup.memory_room() or 0) < 0:
+            if (cgroup.memory_headroom() or 0) < 0:
                 self._hurry("memory is short")
 
     def _on_worker_exit(self, exit: Exit) -> None:

@@ -17,7 +17,7 @@ def test_every_default_is_valid_and_every_field_is_an_option():
         *OPTIONS,
         "most_workers",
         "workers_reason",
-        "admin_asked",
+        "admin_explicit",
     }
     assert loaded.config.max_line == 8192
     assert loaded.config.max_header_bytes == 65536
@@ -35,9 +35,9 @@ def test_log_levels_are_those_of_the_log():
 def test_a_management_address_that_was_given_is_marked():
     """The server may do without the default address, but not without one that was given, even if it is the same."""
     assert load().config.admin == "127.0.0.1:8001"
-    assert not load().config.admin_asked
-    assert load("--admin", "127.0.0.1:8001").config.admin_asked
-    assert load(EPOLLARD_ADMIN="[::]:8001").config.admin_asked
+    assert not load().config.admin_explicit
+    assert load("--admin", "127.0.0.1:8001").config.admin_explicit
+    assert load(EPOLLARD_ADMIN="[::]:8001").config.admin_explicit
     assert load(EPOLLARD_ADMIN="").config.admin == "127.0.0.1:8001"
     assert load("--admin", "off").config.admin == "off"
     with pytest.raises(sources.ConfigError, match=r"'8001' is not HOST:PORT.*, or off; did you mean 0\.0\.0\.0:8001"):

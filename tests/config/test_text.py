@@ -24,7 +24,7 @@ def test_print_config_can_be_read_back(tmp_path: Path):
     (tmp_path / "shown.toml").write_text(shown, "utf-8")
     again = load("--config", "shown.toml")
     first, second = (
-        dataclasses.replace(config, workers_reason="", admin_asked=True) for config in (loaded.config, again.config)
+        dataclasses.replace(config, workers_reason="", admin_explicit=True) for config in (loaded.config, again.config)
     )
     assert first == second
     lines = dict(line.split(" = ", 1) for line in shown.splitlines())

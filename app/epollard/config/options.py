@@ -101,7 +101,7 @@ class Config:
     )
     most_workers: int  # not an option: the MAX of `workers`, which itself is the MIN; equal if there is no range
     workers_reason: str  # not an option: how `workers` was found, for the log
-    admin_asked: bool  # not an option: `admin` was set by the user, so failing to bind it is an error
+    admin_explicit: bool  # not an option: `admin` was set by the user, so failing to bind it is an error
     threads: int = _option(
         "8",
         values.count(1, 1024),

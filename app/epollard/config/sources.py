@@ -104,7 +104,7 @@ def load(arguments: Mapping[str, Given], environ: Mapping[str, str]) -> Loaded:
         if found["bind"].count(address) > 1 and not address.endswith(":0"):
             raise ConfigError(f"{sources['bind']}: {address!r} is given twice; once is enough")
     found["workers"], found["most_workers"], found["workers_reason"] = _worker_bounds(found["workers"], sources)
-    found["admin_asked"] = sources["admin"] != "default"
+    found["admin_explicit"] = sources["admin"] != "default"
     if found["app"] is None:
         sources["app"] += " (the built-in demo)"
     return Loaded(Config(**found), sources)

@@ -117,7 +117,7 @@ def _check(settings: Config) -> str:
             if "ready" not in report:
                 raise Failure(str(report.get("error", _NOT_EPOLLARD.format(settings.admin))))
         except Failure:
-            if settings.admin_asked:
+            if settings.admin_explicit:
                 raise
             # If another program has the default address, the server runs without management.
         else:

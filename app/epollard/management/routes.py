@@ -61,7 +61,7 @@ class Management:
         try:
             self._server.listen(config.admin, inheritances)
         except sockets.BindError as error:
-            if config.admin_asked:
+            if config.admin_explicit:
                 log.error(f"management: {error}")
                 return False
             log.warning(f"management: {error}; the server runs without it (--admin sets another address, or off)")
