@@ -59,7 +59,6 @@ TESTED_ELSEWHERE = {
     "management/ctl": ["server/test_admin.py", "container/test_image.py"],
     "management/routes": ["server/test_admin.py"],
     "management/server": ["server/test_admin.py"],
-    "net/connection": ["server/test_http.py", "server/test_limits.py"],
     "net/context": ["server/test_limits.py"],
     "net/contracts": ["server/test_access_log.py"],
     "net/signals": ["server/test_signals.py"],

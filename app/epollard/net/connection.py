@@ -446,8 +446,9 @@ class Connection:
             self.write(response.CONTINUE)
             if self.context.corked:
                 self.draw_cork()
-        # Who is heard already (or has just been accepted, and will be) needs no word to epoll.
-        if not self.closed and (self.paused or self.context.oneshot or 0 <= self.mask != self.context.watch_mask):
+        # A client that epoll reports already, or that was just accepted and will be, needs no word to epoll.
+        rearm = self.paused or self.context.oneshot or 0 <= self.mask != self.context.watch_mask
+        if rearm and self.stage == BODY and not self.closed:
             self._listen()
         return None
 
