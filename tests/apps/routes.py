@@ -1,4 +1,7 @@
-"""Every way in which a WSGI application may answer, well or badly: one for each path. Tests observe it through files only."""
+"""Every way in which a WSGI application may answer, well or badly: one for each path. Tests observe it through files only.
+
+Long: one server has all routes, so that most tests can share it.
+"""
 
 import contextlib
 import hashlib

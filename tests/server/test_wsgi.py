@@ -1,4 +1,7 @@
-"""PEP 3333 to the letter: the input of an application, everything that it may do, and the result of what it must not do."""
+"""PEP 3333 to the letter: the input of an application, everything that it may do, and the result of what it must not do.
+
+Long: one page for one specification, in its order: environ, responses, files, violations.
+"""
 
 import gzip
 import json

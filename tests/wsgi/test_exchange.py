@@ -1,6 +1,8 @@
 """One call and its response, without sockets: all ways in which an application may answer, with the loop and without.
 
 Bytes are compared as a whole: the head, the framing of the body, and what happens to the connection behind it.
+
+Long: the rows of one thing, which share the fakes at the top.
 """
 
 import gzip
