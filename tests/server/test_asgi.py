@@ -764,7 +764,7 @@ def test_what_has_an_end_comes_to_it(serve, log, tmp_path):
         streaming.request(f"/paced?n=400&log={log}")
         wait_for(lambda: log.lines)
         server.signal(signal.SIGTERM)
-        server.wait_log("draining: asked to")
+        server.wait_log("draining: SIGTERM")
         gate.open()
         answer = waiting.response()
         assert (answer.text, answer.header("connection")) == ("through", "close")

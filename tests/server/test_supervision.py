@@ -291,7 +291,7 @@ def test_without_a_supervisor_there_is_a_deadline_too(start, tmp_path, drains):
         os.kill(server.pid, signal.SIGKILL)
         assert server.ended() == -signal.SIGKILL
         wait_for(lambda: not alive(worker), lambda: server.log)
-    assert "not drained in time: connections are cut" in server.log
+    assert "not drained in time: closing the remaining connections" in server.log
 
 
 SUBREAPER = """

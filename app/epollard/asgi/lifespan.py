@@ -10,7 +10,7 @@ EXIT_SECONDS: Final = 1.0  # for the application to return after its last messag
 
 
 class StartupError(Exception):
-    """The application reported that it cannot start. The text is its reason."""
+    """The application reported that it cannot start. The text gives its reason."""
 
 
 class Lifespan:
@@ -32,7 +32,7 @@ class Lifespan:
         self._events.put_nowait({"type": "lifespan.startup"})
         await self._started.wait()
         if self._failure is not None:
-            raise StartupError(self._failure)
+            raise StartupError(f"the application could not start: {self._failure}")
 
     async def shutdown(self) -> None:
         """Returns when the application has cleaned up."""

@@ -1,4 +1,4 @@
-"""Runs ASGI applications on the worker's loop, with asyncio in guest mode: the `Application` of an ASGI worker.
+"""Runs ASGI applications on the worker's loop, with asyncio in guest mode: the `Interface` of an ASGI worker.
 
 *Guest mode* is trio's term for an event loop that runs inside another one, the host. Here asyncio is the guest: its loop takes
 ours for its selector (`Loop` is a `selectors.BaseSelector`), so a worker has one epoll, and while asyncio waits in `select`
@@ -7,13 +7,14 @@ context of its own, without waiting for asyncio's next turn.
 """
 
 import asyncio
+import faulthandler
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextvars import Context
 from typing import Any, Final
 
@@ -68,27 +69,43 @@ class AsgiRunner(Runner):
             self.aio.run_until_complete(self._serve(ready))
         finally:
             asyncio.set_event_loop(None)
-            signal.set_wakeup_fd(-1)  # `close` closes its other end first, and a signal may come in between
+            self.unwatch_signals()  # `close` closes the other end first, and a signal may come in between
             self.aio.close()
 
+    # contracts.Interface
+
+    def watch_signals(self, numbers: Collection[int], on_signal: Callable[[int], object]) -> None:
+        """See `contracts.Interface`. asyncio has a pair of sockets of its own for it. SIGUSR1 shows where calls wait."""
+        for number in numbers:
+            self.aio.add_signal_handler(number, on_signal, number)
+        self.aio.add_signal_handler(signal.SIGUSR1, self.log_calls)
+        faulthandler.unregister(signal.SIGUSR1)  # asyncio has replaced its handler: let it come first again
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=True)
+
+    def unwatch_signals(self) -> None:
+        """See `contracts.Interface`. In a child asyncio's sockets are the worker's as well: a signal would be sent to it."""
+        signal.set_wakeup_fd(-1)
+
     def stop(self) -> None:
-        """End `run`: calls that still run are cancelled."""
+        """See `contracts.Interface`. Calls that still run are cancelled."""
         self.stopping = True
         self._stop.set()
         self.loop.wake()  # the loop may be about to wait
 
-    @property
-    def idle(self) -> bool:
-        """No application code runs for a client, or after one."""
-        return not self._calls
+    def stop_if_idle(self) -> bool:
+        """See `contracts.Interface`. A call may still run after its client has left."""
+        if self._calls:
+            return False
+        self.stop()
+        return True
 
     def alive(self, now: float) -> float:
-        """When the worker was last known to be alive: it turns its loop."""
+        """See `contracts.Interface`. It can serve as long as its one thread turns the loop, which calls this."""
         return now
 
-    def spent(self, now: float) -> float:
-        """Seconds that threads of ours have spent beside the loop: there are none."""
-        return 0.0
+    def busy_seconds(self, now: float) -> tuple[float]:
+        """See `contracts.Interface`. There are no other threads."""
+        return (now - self.loop.waited,)
 
     def dismiss(self) -> None:
         """The server is shutting down: end what has no end of its own. To be called again as long as there may be new calls."""
@@ -96,7 +113,7 @@ class AsgiRunner(Runner):
             if call.dismiss() and call.task is not None:
                 self.aio.call_later(DISMISS_SECONDS, call.task.cancel)
 
-    def tell(self) -> None:
+    def log_calls(self) -> None:
         """Log where each call waits: no thread's stack shows it."""
         for call in [*self._calls][:REPORTED_CALLS]:
             if call.task is not None:

@@ -5,7 +5,7 @@ A connection calls an `Application` with each request, and gives the request's b
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
 
 from ..protocol.request import Request
@@ -55,6 +55,33 @@ class Application(Protocol[Connection]):
 
     def answer_streaming(self, connection: Connection, request: Request, /) -> bytes | None:
         """Answer a request whose body is still to come: `attach` a sink, then call `Connection.read_body`."""
+
+
+class Interface(Application[Connection], Protocol[Connection]):
+    """An application interface, as a worker runs it: the threads of WSGI, or the asyncio loop of ASGI."""
+
+    answered: int  # requests
+
+    def run(self, ready: Callable[[], object]) -> None:
+        """Start the application, call `ready`, and serve until `stop`."""
+
+    def watch_signals(self, numbers: Collection[int], on_signal: Callable[[int], object]) -> None:
+        """Call `on_signal` on the loop's thread with each of these signals that arrives, as long as `run` runs."""
+
+    def unwatch_signals(self) -> None:
+        """Let signals do nothing: at the end, and in a child process that the application has forked."""
+
+    def stop(self) -> None:
+        """End `run`."""
+
+    def stop_if_idle(self) -> bool:
+        """There are no connections: end `run`, unless application code still runs for a former one. Returns whether it ends."""
+
+    def alive(self, now: float) -> float:
+        """When the worker last showed a sign of life (`time.monotonic()`): `now`, unless it cannot serve."""
+
+    def busy_seconds(self, now: float) -> tuple[float, ...]:
+        """Seconds of work until now, as sums: those of the loop's thread, then those of other threads on average."""
 
 
 class Peer(Protocol):

@@ -23,13 +23,14 @@ import io
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from ..net.connection import Connection
 from ..net.contracts import AccessLogger
 from ..net.loop import Loop
+from ..net.signals import Signals
 from ..protocol.request import Request
 from ..protocol.response_body import whole
 from .environ import Environment
@@ -55,7 +56,7 @@ class LoopLostError(BaseException):
 
 
 class LeaderFollowers(Runner):
-    """The threads of a worker, and the `contracts.Application` that they serve."""
+    """The threads of a worker: the `contracts.Interface` of WSGI."""
 
     def __init__(
         self, loop: Loop, app: App, *, threads: int, processes: int, access: AccessLogger | None, local: tuple[str, str]
@@ -80,6 +81,7 @@ class LeaderFollowers(Runner):
         self._watcher_wakeup: SimpleQueue[None] = SimpleQueue()
         self._watcher_sleeps = False
         self._ended = False
+        self._signals: Signals | None = None
 
     def run(self, ready: Callable[[], object]) -> None:
         """Call `ready`, then serve on this thread and the others until `stop`. `RuntimeError`: no thread can be started."""
@@ -88,26 +90,36 @@ class LeaderFollowers(Runner):
         threading.Thread(target=self._watch, name="watcher", daemon=True).start()
         ready()
         self._work(True)
+        self.unwatch_signals()
+
+    # contracts.Interface
+
+    def watch_signals(self, numbers: Collection[int], on_signal: Callable[[int], object]) -> None:
+        """See `contracts.Interface`."""
+        self._signals = Signals(self.loop, numbers, on_signal)
+
+    def unwatch_signals(self) -> None:
+        """See `contracts.Interface`."""
+        if self._signals is not None:
+            self._signals.close()
 
     def stop(self) -> None:
-        """End `run`."""
+        """See `contracts.Interface`."""
         self.loop.stopped = True
 
-    @property
-    def idle(self) -> bool:
-        """No application code runs that does not belong to an open connection."""
+    def stop_if_idle(self) -> bool:
+        """See `contracts.Interface`. A call of WSGI keeps its connection until it ends, so there are no calls either."""
+        self.stop()
         return True
 
     def alive(self, now: float) -> float:
-        """When the worker last showed a sign of life: now, unless requests wait for a thread and all threads are busy."""
+        """See `contracts.Interface`. It cannot serve as long as requests wait for a thread and all threads are busy."""
         return self._progress if self._leader is None and self._pending else now
 
-    def spent(self, now: float) -> float:
-        """Seconds that threads have spent with requests without the loop, divided by the number that slow requests may have."""
-        return sum(lease.seconds(now) for lease in self._leases) / max(self.threads - 1, 1)
-
-    def dismiss(self) -> None:
-        """The server is going. A call of WSGI ends by itself."""
+    def busy_seconds(self, now: float) -> tuple[float, float]:
+        """See `contracts.Interface`. The other threads are those that slow requests may have."""
+        off_loop = sum(lease.seconds(now) for lease in self._leases) / max(self.threads - 1, 1)
+        return now - self.loop.waited, off_loop
 
     # contracts.Application, on the loop's thread.
 
