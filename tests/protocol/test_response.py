@@ -2,11 +2,12 @@
 
 import enum
 import time
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 
-from epollard.protocol import response
+from epollard.protocol import grammar, response
 from epollard.protocol.grammar import CACHED_BYTES, CACHED_ENTRIES
 from epollard.protocol.response import Head, HeadError
 
@@ -172,6 +173,87 @@ def test_what_is_no_string_is_refused(status: Any, headers: Any):
         response.head(status, headers)
 
 
+RAW = [
+    (200, [], "HTTP/1.1 200 OK\r\n" + SERVER),
+    (HTTPStatus.NOT_FOUND, [], "HTTP/1.1 404 Not Found\r\n" + SERVER),
+    (599, [], "HTTP/1.1 599 \r\n" + SERVER),
+    (200, [(b"x-a", b"caf\xe9"), [b"X-A", b""]], "HTTP/1.1 200 OK\r\nx-a: caf\xe9\r\nX-A: \r\n" + SERVER),
+    (200, ((name, b"once") for name in (b"x",)), "HTTP/1.1 200 OK\r\nx: once\r\n" + SERVER),
+    (200, [(b"content-length", b"5"), (b"connection", b"close")], "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n" + SERVER),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "sent"), RAW)
+def test_heads_of_numbers_and_bytes(status: int, headers: Any, sent: str):
+    """ASGI: a number gets the phrase that is registered for it, and names and values are sent as they are."""
+    assert lines(response.raw_head(status, headers)) == sent
+
+
+RAW_BAD = [
+    (99, [], HeadError),
+    (103, [], HeadError),
+    (1000, [], HeadError),
+    (-200, [], HeadError),
+    ("200", [], TypeError),
+    (404.5, [], TypeError),
+    (None, [], TypeError),
+    (200, [("x", "y")], TypeError),
+    (200, [(b"x", "y")], TypeError),
+    (200, [(b"x", bytearray(b"y"))], TypeError),
+    (200, [(b"x", b"y\r\nz: 1")], HeadError),
+    (200, [(b"x y", b"z")], HeadError),
+    (200, [(b"content-length", b"x")], HeadError),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "error"), RAW_BAD)
+def test_heads_of_numbers_and_bytes_are_judged(status: Any, headers: Any, error: type[Exception]):
+    """The same rules as for strings, each time."""
+    for _ in range(2):
+        with pytest.raises(error):
+            response.raw_head(status, headers)
+
+
+def test_repeated_heads_of_bytes_are_judged_once():
+    """The same status and headers are the same object; the cache is bounded in entries and in their size."""
+    first = response.raw_head(200, [(b"x", b"repeated")])
+    assert response.raw_head(200, iter([[b"x", b"repeated"]])) is first
+    assert response.raw_head(201, [(b"x", b"repeated")]) is not first
+    for number in range(2 * CACHED_ENTRIES):
+        response.raw_head(200, [(b"x", str(number).encode())])
+        response.raw_head(200, [(b"x", str(number).encode() + b"x" * CACHED_BYTES)])
+        assert len(response.KNOWN_RAW_HEADS) <= CACHED_ENTRIES
+    assert max(len(head.lines) for head in response.KNOWN_RAW_HEADS.values()) <= CACHED_BYTES
+
+
+def test_a_stream_of_events_is_recognised():
+    """Server-sent events have no end of their own, so a server that stops has to end them."""
+    streams = ["text/event-stream", "Text/Event-Stream; charset=utf-8"]
+    assert all(response.head("200 OK", [("content-type", value)]).events for value in streams)
+    assert not response.head("200 OK", [("Content-Type", "text/html")]).events
+    assert not response.head("200 OK", []).events
+
+
+@pytest.mark.parametrize("name", sorted(grammar.FORBIDDEN_TRAILERS))
+def test_no_trailer_decides_where_a_message_ends(name: str):
+    """RFC 9110 6.5.1: fields about framing, routing, authentication and content stand in heads only."""
+    with pytest.raises(HeadError):
+        response.field_lines([(name.title().encode(), b"5")])
+
+
+def test_field_lines_are_sent_as_they_are():
+    """Names and values of trailers and early hints, in order, judged as those of a head are."""
+    fields = [(b"Link", b"</a.css>; rel=preload"), [b"x-digest", b"caf\xe9"]]
+    assert response.field_lines(fields) == b"Link: </a.css>; rel=preload\r\nx-digest: caf\xe9\r\n"
+    assert response.field_lines([]) == b""
+    for bad in [(b"x", b"a\r\nb: c")], [(b"a b", b"c")], [(b"", b"")]:
+        with pytest.raises(HeadError):
+            response.field_lines(bad)
+    mistyped: Any = [("x", "y")]
+    with pytest.raises(TypeError):
+        response.field_lines(mistyped)
+
+
 class Word(str, enum.Enum):  # noqa: UP042 - a StrEnum formats as its value
     STATUS = "200 OK"
     SHORT = "200"
@@ -256,6 +338,12 @@ def test_a_refusal_is_a_whole_answer(status: int):
     ]
     assert body.decode("ascii") == first.removeprefix("HTTP/1.1 ") + "\n"
     assert response.refusal(status, DATE, body=False) == head + end
+
+
+def test_a_refused_version_of_websocket_names_the_right_one():
+    """RFC 6455 4.4 and RFC 9110 15.5.22: a client that spoke another version learns which one to speak."""
+    head = response.refusal(426, DATE).partition(b"\r\n\r\n")[0]
+    assert {b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Version: 13"} <= set(head.split(b"\r\n"))
 
 
 def test_pieces():

@@ -1,7 +1,7 @@
-"""The bodies of requests: bytes from the connection to bytes of content. No socket, no clock, no config.
+"""Bodies of requests: bytes of the connection in, bytes of content out. No socket, no clock, no config.
 
-A decoder returns what is content in each piece, and raises `ProtocolError` where the client broke a rule. Once it is `done`,
-`rest` holds what came behind the body: the next request of a pipeline.
+A decoder returns the content that is in each piece, and raises `ProtocolError` if the client broke a rule. Once it is `done`,
+`rest` holds the bytes behind the body, which begin the next request of a pipeline.
 """
 
 import re
@@ -9,8 +9,8 @@ from typing import Final
 
 from .grammar import FORBIDDEN_TRAILERS, TOKEN, VALUE, VALUE_CHARACTER, ProtocolError
 
-# RFC 9112 7.1: a chunk's size line, and the whole of the trailers, stay within these. Chunk extensions, which are not read,
-# may be no more than this over the bytes of the body (7.1.1), or a small body would be endless.
+# Limits of a chunk's size line and of all trailers together (RFC 9112 7.1). Chunk extensions are not read; they may exceed the
+# bytes of the body by this much (7.1.1), else a client could send them without end.
 CHUNK_LINE: Final = 1024
 TRAILER_BYTES: Final = 16 * 1024
 EXTENSION_BYTES: Final = 16 * 1024
@@ -25,10 +25,10 @@ class LengthBody:
     def __init__(self, length: int) -> None:
         self.left = length
         self.done = length == 0
-        self.rest = b""  # what came behind the body, once it is done
+        self.rest = b""  # the bytes behind the body, once it is done
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes from the connection, return those of the body."""
+        """Take bytes of the connection, and return those of the body."""
         if len(data) < self.left:
             self.left -= len(data)
             return data
@@ -38,7 +38,7 @@ class LengthBody:
 
 
 class ChunkedBody:
-    """A chunked body (RFC 9112 7.1) of at most `limit` bytes. Lines end by CRLF alone; trailers are judged and dropped."""
+    """A chunked body (RFC 9112 7.1) of at most `limit` bytes. Lines end with CRLF only; trailers are judged and dropped."""
 
     __slots__ = ("_buffer", "_extensions", "_left", "_stage", "_taken", "_trailers", "done", "limit", "rest")
 
@@ -47,14 +47,14 @@ class ChunkedBody:
         self.done = False
         self.rest = b""
         self._buffer = b""
-        self._left = 0  # bytes of the chunk under way
-        self._taken = 0
-        self._extensions = 0
-        self._trailers = 0
+        self._left = 0  # bytes to come of the current chunk
+        self._taken = 0  # bytes of all chunks so far
+        self._extensions = 0  # bytes of all extensions so far
+        self._trailers = 0  # bytes of all trailers so far
         self._stage = self._size
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes from the connection, return those of the body. Raises `ProtocolError` 400, 413, 431."""
+        """Take bytes of the connection, and return those of the body. Raises `ProtocolError` 400, 413, 431."""
         if self._buffer:
             data = self._buffer + data
         content: list[bytes] = []
@@ -71,7 +71,7 @@ class ChunkedBody:
             self._buffer = data[start:]
         return b"".join(content)
 
-    # Each stage returns where it stopped, or -1 where it needs more bytes than there are.
+    # Each stage returns the index at which the next one begins, or -1 if it needs more bytes.
 
     def _size(self, data: bytes, start: int, content: list[bytes]) -> int:
         end = data.find(b"\r\n", start, start + CHUNK_LINE + 2)

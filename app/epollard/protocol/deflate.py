@@ -6,7 +6,7 @@ from typing import Final
 
 from .grammar import TOKEN, FrameError, ProtocolError, elements
 
-# To compress takes zlib 2 ** (bits + 2) + 2 ** (memLevel + 9) bytes: 32 KiB, instead of 256 KiB with its defaults.
+# A compressor of zlib takes 2 ** (bits + 2) + 2 ** (memLevel + 9) bytes: 32 KiB with these, 256 KiB with its defaults.
 WINDOW_BITS: Final = 12
 MEMORY_LEVEL: Final = 5
 
@@ -20,7 +20,7 @@ _BLOCK_END: Final = b"\0\0\xff\xff"  # RFC 7692 7.2.1: cut off by the sender, pu
 class Deflate:
     """permessage-deflate (RFC 7692 7) as negotiated with one client, and the contexts of both directions.
 
-    A context takes memory from the first compressed message on: at most 32 KiB to compress, 11 KiB to decompress.
+    A context takes memory from its first compressed message on: at most 32 KiB to compress, 11 KiB to decompress.
     """
 
     __slots__ = ("_client_bits", "_client_forgets", "_deflater", "_inflater", "_server_bits", "_server_forgets", "header")
@@ -75,7 +75,7 @@ class Deflate:
         )
 
     def compress(self, payload: bytes) -> bytes:
-        """The payload of a compressed message, to be sent in a frame with `rsv1` (RFC 7692 7.2.1)."""
+        """Compress a message to the payload of a frame with `rsv1` (RFC 7692 7.2.1)."""
         deflater = self._deflater
         if deflater is None:
             # zlib has no window of 8 bits. With 9 it looks back 512 - 262 bytes at most, so a client with 8 can follow.
@@ -85,7 +85,7 @@ class Deflate:
         return (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[: -len(_BLOCK_END)]
 
     def decompress(self, data: bytes | bytearray, last: bool, room: int) -> bytes:
-        """A part of a message (RFC 7692 7.2.2), which is the `last` one or not. Raises `FrameError` over `room` bytes."""
+        """Decompress a part of a message (RFC 7692 7.2.2), to at most `room` bytes. `last`: its end. Raises `FrameError`."""
         inflater = self._inflater
         if inflater is None:
             inflater = self._inflater = zlib.decompressobj(-self._client_bits)
@@ -97,7 +97,7 @@ class Deflate:
             raise FrameError(1007, "bad compressed data") from None
         if len(content) > room:
             raise FrameError(1009, "message too big")
-        # RFC 7692 7.2.3.4: a final block ends the stream, and one zero byte, an empty block in the making, may follow.
+        # RFC 7692 7.2.3.4: a final block ends the stream; one zero byte, the beginning of an empty block, may follow.
         if inflater.eof and inflater.unused_data not in (b"", b"\0"):
             raise FrameError(1007, "bad compressed data")
         if last and (self._client_forgets or inflater.eof):

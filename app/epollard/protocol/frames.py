@@ -1,7 +1,7 @@
-"""WebSocket frames to messages, and messages to frames (RFC 6455 5). No socket, no clock, no config: bytes in, events out.
+"""WebSocket frames: a client's bytes to events, the server's messages to bytes (RFC 6455 5). No socket, no clock, no config.
 
-The side of the server: a `Receiver` judges all that the client sends, `frame` and `close_frame` make what is sent to it. A
-violation is an event like others, the last one: nothing that a client sends raises.
+A `Receiver` judges all that a client sends. A violation is an event like the others, and the last one: no byte of a client
+makes it raise.
 """
 
 import codecs
@@ -11,7 +11,7 @@ from typing import Any, Final
 from .deflate import Deflate
 from .grammar import FrameError
 
-# Events, which are opcodes too (RFC 6455 5.2), except the last one.
+# Kinds of events: the opcodes (RFC 6455 5.2), and FAIL for a violation.
 TEXT: Final = 1
 BINARY: Final = 2
 CLOSE: Final = 8
@@ -19,18 +19,19 @@ PING: Final = 9
 PONG: Final = 10
 FAIL: Final = 16
 
-# What one `feed` may make of its bytes, be they compressed or the smallest of frames. An event counts as its length and this.
+# One `feed` returns events of about ROOM bytes, however well its bytes are compressed and however small its frames are. An
+# event counts as its length and EVENT.
 ROOM: Final = 256 * 1024
 EVENT: Final = 256
 
 
 def is_valid_close(code: int) -> bool:
-    """Whether a close code may be sent (RFC 6455 7.4, and what IANA registered since)."""
+    """Whether a close code may be sent (RFC 6455 7.4, and IANA's registrations since then)."""
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
 class Receiver:
-    """Frames to messages of at most `max_message` bytes, decompressed. `pending` tells the bytes held."""
+    """Reads frames to messages, of at most `max_message` bytes after decompression."""
 
     __slots__ = (
         *("_deflate", "_done", "_final", "_held", "_idle", "_key", "_left", "_max_message"),
@@ -41,36 +42,31 @@ class Receiver:
         self._max_message = max_message
         self._small = min(max_message + 1, 126)
         self._deflate = deflate
-        self._done = False  # closed or failed: what comes behind is not read
-        self._idle = True  # nothing is under way: no message, no part of a frame
-        self._held = b""  # the beginning of a frame's head, or of a control frame; or what there was no room for
-        self._room = 0
-        self.more = False  # there was no room for all events: `feed(b"")` brings the next
-        # The data frame under way.
+        self._done = False  # closed or failed: further bytes are not read
+        self._idle = True  # no message or frame has begun without having ended
+        self._held = b""  # the beginning of a frame's head or of a control frame, or bytes that there was no room for
+        self._room = 0  # bytes of events that may still be returned
+        self.more = False  # there was no room for all events: `feed(b"")` returns the next
+        # The current data frame.
         self._left = -1  # bytes of payload to come; -1: there is no such frame
         self._final = False
         self._key = b""  # the mask of the next byte first
-        # The message under way.
+        # The current message.
         self._opcode = 0  # 0: there is none
-        self._packed = False
-        self._wire = 0  # bytes of it as they were sent, with those announced
+        self._packed = False  # it is compressed
+        self._wire = 0  # its bytes as they are sent, including those that a frame's head has announced
         self._message = bytearray()
         self._tail = b""  # the beginning of a character whose rest is to come
 
-    @property
-    def pending(self) -> int:
-        """Bytes held of messages and frames that are not whole."""
-        return len(self._held) + len(self._message)
-
     def feed(self, data: bytes) -> list[tuple[int, Any]]:
-        """Take bytes from the connection, return the events in them, in order, but see `more`. Never raises.
+        """Take bytes of the connection, and return the events in them, in order; but see `more`. Never raises.
 
-        (TEXT, str), (BINARY, bytes), (PING, bytes), (PONG, bytes); (CLOSE, (code, reason)), where 1005 means that no code was
-        sent, and (FAIL, (code, reason)), to be sent to the client: after one of these two all further bytes are ignored.
+        (TEXT, str), (BINARY, bytes), (PING, bytes), (PONG, bytes); (CLOSE, (code, reason)), where code 1005 means that none was
+        sent; (FAIL, (code, reason)), which is to be sent to the client. After CLOSE or FAIL all further bytes are ignored.
         """
         size = len(data) - 6
         if self._idle and 0 <= size < self._small and data[1] == size + 128:
-            # A small frame alone, as most are: 0.7 us for 64 bytes, instead of 1.7 us.
+            # The fast path, for one small frame alone: 0.7 us for 64 bytes, instead of 1.7 us.
             first = data[0]
             if first == 0x81 or first == 0x82:
                 key = data[2:6] * 32
@@ -104,7 +100,7 @@ class Receiver:
         events.append((FAIL, (code, reason)))
 
     def _read(self, data: bytes, events: list[tuple[int, Any]]) -> int:
-        """Read frames. Returns where it stopped for want of bytes. Raises `FrameError`, `UnicodeDecodeError`."""
+        """Read frames, and return the index of the first byte that was not used. Raises `FrameError`, `UnicodeDecodeError`."""
         at = 0
         while not self._done and self._room >= 0:
             if self._left < 0:
@@ -113,7 +109,7 @@ class Receiver:
                     return at
                 at = after
                 if self._left < 0:
-                    continue  # it was a control frame
+                    continue  # that was a control frame
             piece = data[at : at + self._left]
             at += len(piece)
             self._left -= len(piece)
@@ -128,7 +124,10 @@ class Receiver:
         return len(data) if self._done else at
 
     def _read_head(self, data: bytes, at: int, events: list[tuple[int, Any]]) -> int:
-        """Read the head of a frame (RFC 6455 5.2), or a control frame. Returns where it ends, -1 where bytes are wanting."""
+        """Read the head of a frame (RFC 6455 5.2), or a control frame. Returns where it ends; -1: more bytes are needed.
+
+        Long: the checks of one frame are one call, since most of them are cheaper than a call.
+        """
         there = len(data) - at
         if there < 2:
             return -1
@@ -154,7 +153,7 @@ class Receiver:
             size = int.from_bytes(data[at + 2 : at + 2 + width])
             if size < shortest or size >> 63:
                 raise FrameError(1002, "bad length")
-        # Compressed data is bounded too, or it could go on for ever, saying nothing. No compressor doubles what it is given.
+        # Compressed bytes are limited too, since empty blocks could go on for ever. No compressor doubles its input.
         packed = first & 0x40 != 0 if opcode else self._packed
         wire = self._wire + size
         if wire > (2 * self._max_message + 64 if packed else self._max_message):
@@ -172,7 +171,7 @@ class Receiver:
         return end
 
     def _read_control(self, data: bytes, at: int, first: int, size: int, events: list[tuple[int, Any]]) -> int:
-        """Read a control frame (RFC 6455 5.5). Returns as above."""
+        """Read a control frame (RFC 6455 5.5). Returns as `_read_head`."""
         if first & 0x70:
             raise FrameError(1002, "reserved bit")
         opcode = first & 15
@@ -199,7 +198,7 @@ class Receiver:
         return end
 
     def _take(self, piece: bytes | bytearray, last: bool, events: list[tuple[int, Any]]) -> None:
-        """Take a part of the message under way. Text is judged as it comes, and decoded when it is whole."""
+        """Take a part of the current message. Text is judged as it comes, and decoded when it is whole."""
         if self._packed and self._deflate:
             piece = self._deflate.decompress(piece, last, self._max_message - len(self._message))
         if not last:
@@ -222,8 +221,10 @@ _EVERY_BYTE: Final = bytes(range(256))
 
 
 def _unmask(data: bytes, key: bytes) -> bytes | bytearray:
-    """RFC 6455 5.3. Both ways are linear. Large integers are the quickest where they stay in the processor's cache: 4 KiB in
-    8 us, but 1 MiB in 3.3 ms. By a table for each of the four lanes 4 KiB take 8 us too, but 1 MiB takes 1.1 ms.
+    """Apply a mask (RFC 6455 5.3).
+
+    One XOR of large integers is the fastest way while they fit into the processor's cache: 4 KiB take 8 us, but 1 MiB takes
+    3.3 ms. With a table for each of the four lanes 4 KiB take 8 us too, but 1 MiB takes 1.1 ms.
     """
     size = len(data)
     if size > 4096:
@@ -240,7 +241,7 @@ _HEAD_64: Final = struct.Struct("!BBQ").pack
 
 
 def frame(opcode: int, payload: bytes, fin: bool = True, rsv1: bool = False) -> bytes:
-    """A frame from the server, so without a mask (RFC 6455 5.1). `rsv1`: the first one of a compressed message."""
+    """A frame of the server's, so without a mask (RFC 6455 5.1). `rsv1`: it is the first one of a compressed message."""
     first = opcode | fin << 7 | rsv1 << 6
     size = len(payload)
     if size < 126:
@@ -249,7 +250,7 @@ def frame(opcode: int, payload: bytes, fin: bool = True, rsv1: bool = False) -> 
 
 
 def close_frame(code: int | None, reason: str) -> bytes:
-    """A close frame (RFC 6455 5.5.1), its reason cut to 123 bytes of whole characters. Without a code it has no reason.
+    """A close frame (RFC 6455 5.5.1). Its reason is cut to 123 bytes of whole characters; without a code it has none.
 
     Raises ValueError for a code that may not be sent.
     """

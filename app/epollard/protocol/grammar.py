@@ -1,7 +1,7 @@
-"""The rules that several readers and writers of HTTP share, each once, with its source; and what breaking one raises.
+"""The rules of HTTP that several modules need, each of them once and with its source; and the errors for breaking a rule.
 
-A rule that stood in two modules would be tightened in one of them and stay loose in the other. Rules that only one module
-needs stand there.
+If a rule stood in two modules, it would be tightened in one of them and stay loose in the other. A rule that only one module
+needs stands in that module.
 """
 
 import re
@@ -19,24 +19,24 @@ CONTROLS: Final = bytes([*range(9), *range(10, 32), 127])
 DIGITS: Final = re.compile(r"[0-9]+")
 LENGTH_DIGITS: Final = 18
 
-# RFC 9110 7.6.1: fields about the connection. They are the server's to send, so an application's are dropped (PEP 3333).
+# RFC 9110 7.6.1: fields about the connection. Only the server may send them, so those of an application are dropped (PEP 3333).
 HOP_BY_HOP: Final = frozenset(
     ("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
 )
-# RFC 9110 6.5.1: fields that decide framing, routing, authentication or the meaning of the content have no place in a trailer,
-# neither in one that is received nor in one that is sent.
+# RFC 9110 6.5.1: fields that decide framing, routing, authentication or the format of the content must not be trailers, neither
+# of a request nor of a response.
 FORBIDDEN_TRAILERS: Final = HOP_BY_HOP | {
     *("content-length", "host", "expect", "authorization", "cookie", "content-type", "content-encoding"),
 }
 
-# How much each memory of judged bytes holds: entries, and bytes of each. One that is full is emptied, which costs
-# one judgement for each entry that is still in use.
+# The bounds of each cache of judgements: entries, and bytes of one entry. A full cache is emptied, which costs one judgement
+# for each entry that is still in use.
 CACHED_ENTRIES: Final = 256
 CACHED_BYTES: Final = 2048
 
 
 class ProtocolError(Exception):
-    """The peer broke a rule of HTTP. `status` is for the response, `reason` for the log (no byte of the peer's is in it)."""
+    """The client broke a rule of HTTP. `status` is for the response, `reason` for the log (without a byte of the client's)."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(status, reason)
@@ -45,7 +45,7 @@ class ProtocolError(Exception):
 
 
 class FrameError(Exception):
-    """The peer broke a rule of WebSocket: the close code and the reason, both to be sent to it."""
+    """The client broke a rule of WebSocket. `code` and `reason` are for the close frame."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)
@@ -54,5 +54,5 @@ class FrameError(Exception):
 
 
 def elements(values: Iterable[str]) -> list[str]:
-    """The elements of a list, without empty ones (RFC 9110 5.6.1). `values`: of all fields that have its name (5.3)."""
+    """The elements of a list, without empty ones (RFC 9110 5.6.1). `values`: those of all fields with its name (5.3)."""
     return [element for value in values for part in value.split(",") if (element := part.strip(" \t"))]

@@ -21,7 +21,7 @@ _OURS: Final = HOP_BY_HOP | {"content-length", "date"}
 
 
 class Offer(NamedTuple):
-    """What a client asks for, judged, and what of it was negotiated."""
+    """What a client offers, judged, and the compression that was negotiated."""
 
     key: str
     subprotocols: list[str]  # in the client's order of preference

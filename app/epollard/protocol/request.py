@@ -1,12 +1,12 @@
-"""Requests from bytes: heads and bodies. No socket, no clock, no config: bytes in, facts out.
+"""Heads of requests: bytes in, facts out. No socket, no clock, no config.
 
-A reader has three outcomes and no more: a result, "more bytes needed", or `ProtocolError` with the status to answer. All that
-decides where a message ends is judged here and nowhere else.
+Reading has three outcomes and no more: a request, "more bytes needed", or `ProtocolError` with the status of the response. The
+facts that decide where a message ends are judged here and nowhere else; `body` reads on from there.
 
-Clients repeat themselves, so what was judged once is remembered: a request line, the names of header fields, a host, whole
-heads that come a second time, and of each client the fields of its last head. Names that come often become an expression which
-reads such heads at once, whatever the values. What is remembered is bounded, and never changes an answer: same bytes, same
-judgement.
+Clients repeat themselves, so judgements are remembered: of request lines, of sequences of field names, of hosts, of whole heads
+that have come twice, and for each client the fields of its last head. A sequence of names that comes often is compiled to a
+regular expression that reads such heads in one call, whatever the values. All these memories are bounded, and none changes a
+judgement: the same bytes always have the same outcome.
 """
 
 import ipaddress
@@ -27,42 +27,45 @@ from .grammar import (
     elements,
 )
 
-# Heads that have come once, as hashes: to keep one that never comes again costs more than to judge it.
+# Hashes of heads that have come once. The heads themselves are kept from the second time on: keeping one that never comes
+# again costs more than judging it.
 SEEN_ENTRIES: Final = 1024
-# To compile an expression takes 5 ms: so many heads must have had the same names, and not too many.
+# Compiling an expression takes 5 ms. It is done after this many heads with the same names, if they have at most this many.
 COMPILE_AFTER: Final = 256
 COMPILE_NAMES: Final = 32
 
-# RFC 3986 3.3, 3.4, loosely: visible ASCII. A fragment (#) is never sent (RFC 9110 7.1).
+# RFC 3986 3.3, 3.4, loosely: visible ASCII, without "#", since a fragment is never sent (RFC 9110 7.1).
 _TARGET: Final = re.compile(r"[!\"$-~]+")
-# The usual request line: method, target, path (nothing to decode in it), query. All others are judged with more care.
+# The fast path for request lines: method, target, path (with nothing to decode in it), query. Others are judged step by step.
 _COMMON_LINE: Final = re.compile(r"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) ((/[!\"$&->@-~]*+)(?:\?|\Z)([!\"$-~]*+))")
-# RFC 3986 3.2.2: reg-name (which covers IPv4), or an IP literal, then a port. Possessive: it cannot backtrack.
+# RFC 3986 3.2.2: reg-name (which includes IPv4), or an IP literal, then a port. Possessive quantifiers: it cannot backtrack.
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++)(?::[0-9]{0,5})?")
 _NOTHING: Final = re.compile(r"(?!)")
 _VERSION: Final = re.compile(r"[0-9]\.[0-9]")
 _METHOD_LENGTH: Final = 32  # the longest registered method is UPDATEREDIRECTREF (17)
 _VERSION_LENGTH: Final = len(" HTTP/1.1")
+# Fields that decide framing or routing come once, or two readers might each believe a different one (RFC 9112 11.2).
 _SINGLETONS: Final = ("host", "content-length", "transfer-encoding", "content-type", "expect")
+# The fields that tell of a body and its end (RFC 9112 6), a part of `grammar.FORBIDDEN_TRAILERS`.
 _FRAMING: Final = ("content-length", "transfer-encoding", "expect")
 
 
 class Line:
-    """A request line without its version: method and target. Shared by all requests with the same bytes, so never changed."""
+    """A request line without its version: method and target. Shared by all requests that have it, so it never changes."""
 
     __slots__ = ("authority", "memo", "method", "path", "query", "target")
 
     def __init__(self, method: str, target: str, path: str, query: str, authority: str | None = None) -> None:
         self.method = method
         self.target = target  # as it was sent
-        self.path = path  # percent-decoded bytes, as latin-1 (what PEP 3333 calls "bytes as unicode")
+        self.path = path  # percent-decoded bytes, as latin-1 (PEP 3333: "bytes as unicode")
         self.query = query
         self.authority = authority  # of a target in absolute form, else None
         self.memo: Any = None  # what an application interface made of it
 
 
 class Shape:
-    """A version and the names of header fields, judged. Shared by all heads with the same ones."""
+    """A version and the names of header fields, judged. Shared by all heads that have them, in this order."""
 
     __slots__ = ("bare", "connection", "count", "framing", "host", "match", "memo", "names", "version")
 
@@ -73,12 +76,12 @@ class Shape:
         self.connection = tuple(index for index, name in enumerate(names) if name == "connection")
         self.framing = {name: index for index, name in enumerate(names) if name in _FRAMING}
         self.memo: Any = None  # what an application interface made of it
-        self.count = 0  # heads that had it
-        self.match: Callable[[str], re.Match[str] | None] = _NOTHING.match  # reads such heads, but for unusual white space
-        self.bare: Fields | None = None  # with it: what is kept in place of fields that are too long
+        self.count = 0  # heads with it
+        self.match: Callable[[str], re.Match[str] | None] = _NOTHING.match  # reads such heads, except some white space
+        self.bare: Fields | None = None  # where there is an expression: kept in place of fields that are too long
 
     def compile(self, raw: Sequence[str]) -> None:
-        """Make the expression, from the version and the names as they are sent. Possessive: it cannot backtrack."""
+        """Compile the expression from the version and the names, as they are sent. Possessive: it cannot backtrack."""
         lines = [rf"{re.escape(name)}:[ \t]*+({VALUE_CHARACTER}*+)(?<![ \t])\r\n" for name in raw[1:]]
         # The first " HTTP/" ends the target, whatever follows it.
         start = rf"([!-~]++ (?!HTTP/)[!-~]++) HTTP/{re.escape(raw[0])}\r\n"
@@ -87,7 +90,7 @@ class Shape:
 
 
 class Fields:
-    """The version and the header fields of a request, judged. Never changed."""
+    """The version and the header fields of a request, judged. Shared by requests, so they never change."""
 
     __slots__ = (
         *("again", "block", "chunked", "expect", "memo", "framed", "host", "keep_alive", "length"),
@@ -99,15 +102,15 @@ class Fields:
         self.version = version = shape.version
         self.values = values  # in the order of the shape's names
         self.host = values[shape.host] if shape.host >= 0 else None
-        self.length = 0  # bytes of body; meaningless where `chunked`
+        self.length = 0  # bytes of body; without meaning where `chunked`
         self.chunked = False
         self.expect = False  # the client waits for "100 Continue"
-        self.framed = False  # there is a body to read, or one is announced
-        self.simple = False  # ... of a known length, which its client does not wait to be asked for
+        self.framed = False  # there is a body to be read
+        self.simple = False  # ... of a known length, and its client does not wait for "100 Continue"
         self.keep_alive = version != "1.0"
-        self.fast_path = False  # as a whole: of HTTP/1.1, without a body, and the connection goes on
-        self.block = b""  # what they were read from, from the space before the version to the empty line, if it is not long
-        self.again = False  # their client sends them again, so what is made of them is worth keeping
+        self.fast_path = False  # HTTP/1.1, no body, and the connection stays open
+        self.block = b""  # their bytes, from the space before the version to the empty line; empty if they are too long
+        self.again = False  # a client has sent them more than once, so a memo of them is worth keeping
         self.memo: Any = None  # what an application interface made of them
 
     @property
@@ -117,18 +120,18 @@ class Fields:
 
 
 class Request:
-    """A head, and how many bytes it has. Shared by all requests with the same bytes, so never changed."""
+    """A head, and how many bytes it has. Shared by all requests with the same bytes, so it never changes."""
 
     __slots__ = ("fast_path", "fields", "kept", "last", "line", "memo", "plain", "size")
 
     def __init__(self, line: Line, fields: Fields, size: int) -> None:
         self.line = line
         self.fields = fields
-        self.last = fields if fields.block else fields.shape.bare  # what to keep for its client's next head
+        self.last = fields if fields.block else fields.shape.bare  # to be kept for its client's next head
         self.size = size
-        self.plain = fields.version == "1.1" and line.method != "HEAD"  # its answer needs no second look
+        self.plain = fields.version == "1.1" and line.method != "HEAD"  # neither of them changes the response
         self.fast_path = self.plain and fields.fast_path and line.path != "*"
-        self.kept = False  # it is remembered, so what is made of it is worth keeping
+        self.kept = False  # it is remembered, so a memo of it is worth keeping
         self.memo: Any = None  # what an application interface made of it
 
 
@@ -144,10 +147,10 @@ class HeadReader:
         self._shapes: dict[tuple[str, ...], Shape] = {}
         self._hosts: set[str] = set()
         self._seen: set[int] = set()
-        self._safe = min(max_line, max_header_bytes)  # a head of so many bytes is over no limit but that of names
+        self._safe = min(max_line, max_header_bytes)  # a head of up to this many bytes exceeds neither limit
 
     def read(self, data: bytes, start: int = 0, last: Fields | None = None) -> Request | None:
-        """Read the head that begins at `start`. None: more bytes are needed. `last`: of its client's last one.
+        """Read the head that begins at `start`. None: more bytes are needed. `last`: `Request.last` of its client's last head.
 
         Raises `ProtocolError` 400, 413, 414, 417, 431, 501, 505.
         """
@@ -160,7 +163,7 @@ class HeadReader:
                     last.again = True
                     return self.known.get(data) or self._remember(data, line, last)
                 line = self._read_common_line(left)
-                if line is not None:  # and new, so the head is new, too
+                if line is not None:  # a new line, so the head is new too
                     last.again = True
                     return Request(line, last, len(data))
         end = data.find(b"\r\n\r\n", start)
@@ -179,9 +182,9 @@ class HeadReader:
         return self._read_head(head)
 
     def unfinished(self, data: bytes, searched: int) -> bool:
-        """Whether the head at the start of `data`, which did not end within the first `searched` bytes, does not end at all.
+        """Whether the head at the start of `data`, which does not end within the first `searched` bytes, does not end at all.
 
-        What `read` would say with None, or raise, without a look at all of it for each piece that comes.
+        True is what `read` returns as None. `ProtocolError` is raised as there, but no byte is searched again for each piece.
         """
         if data.find(b"\r\n\r\n", max(searched - 3, 0)) >= 0:
             return False
@@ -198,7 +201,7 @@ class HeadReader:
         host = fields.host
         if host is None:
             if fields.version == "1.1":
-                raise ProtocolError(400, "no Host")
+                raise ProtocolError(400, "no Host")  # RFC 9112 3.2
         elif host not in self._hosts:
             self._judge_host(host)
         shape = fields.shape
@@ -206,7 +209,7 @@ class HeadReader:
             _judge_framing(fields)
         where = shape.connection
         if where:
-            if len(where) == 1 and fields.values[where[0]] == "keep-alive":  # the usual one
+            if len(where) == 1 and fields.values[where[0]] == "keep-alive":  # as most browsers send it
                 fields.keep_alive = True
             else:
                 _judge_connection(fields)
@@ -216,7 +219,7 @@ class HeadReader:
         return self._remember(head, self._lines.get(left) or self._read_common_line(left) or self._read_line(left), fields)
 
     def _remember(self, head: bytes, line: Line, fields: Fields) -> Request:
-        """A request of a judged line and judged fields."""
+        """The request of a judged line and judged fields, remembered if it comes for the second time."""
         if line.authority is not None:
             fields = _with_host(fields, line.authority)
         request = Request(line, fields, len(head))
@@ -224,7 +227,7 @@ class HeadReader:
             return request
         key = hash(head)
         seen = self._seen
-        if key in seen:  # or others with the same hash, which does no harm
+        if key in seen:  # or another head with the same hash, which does no harm
             request.kept = True
             if len(self.known) >= CACHED_ENTRIES:
                 self.known.clear()
@@ -236,9 +239,9 @@ class HeadReader:
         return request
 
     def _judge_part(self, data: bytes, start: int) -> None:
-        """Refuse early what can no longer become a good head: nobody waits for a deadline to hear it.
+        """Refuse bytes that can no longer become a good head, so that their client need not wait for a deadline.
 
-        A head that comes byte by byte comes here for each of them, so this looks at the request line and the end only.
+        A head that comes byte by byte is judged here for each byte, so only its request line and its end are examined.
         """
         if data.startswith(b"\r\n", start):
             start += 2
@@ -261,7 +264,7 @@ class HeadReader:
             self._read_line(left)
 
     def _read_common_line(self, left: str) -> Line | None:
-        """None: it is not usual, whatever else it is."""
+        """Read a request line on the fast path. None: it is not for this path, be it good or bad."""
         match = _COMMON_LINE.fullmatch(left)
         if match is None or len(left) + _VERSION_LENGTH > self.max_line:
             return None
@@ -276,7 +279,7 @@ class HeadReader:
         return line
 
     def _read_line(self, left: str) -> Line:
-        first = left.removeprefix("\r\n")  # RFC 9112 2.2: an empty line before the request line is skipped
+        first = left.removeprefix("\r\n")  # RFC 9112 2.2: an empty line before it is skipped
         if len(first) + _VERSION_LENGTH > self.max_line:
             raise ProtocolError(414, f"request line over {self.max_line} bytes")
         method, _, target = first.partition(" ")
@@ -289,7 +292,7 @@ class HeadReader:
         authority = None
         path, _, query = target.partition("?")
         if method == "CONNECT":
-            raise ProtocolError(501, "CONNECT is for proxies")
+            raise ProtocolError(501, "CONNECT is for proxies")  # RFC 9110 9.3.6
         if target == "*":
             if method != "OPTIONS":
                 raise ProtocolError(400, "request target * without OPTIONS")
@@ -313,10 +316,10 @@ class HeadReader:
             raise ProtocolError(431, f"header fields over {self.max_header_bytes} bytes")
         text = right.decode("latin-1")
         lines = text.split("\r\n")
-        # All lines at once. The first one, which is the version, counts as a name without a value.
+        # All lines at once. The first one, the version, counts as a name without a value.
         names, colons, values = zip(*[line.partition(":") for line in lines], strict=True)
         shape = self._shapes.get(names)
-        if shape is None or colons[0]:  # of a colon behind the version no name of a shape tells
+        if shape is None or colons[0]:  # the names do not show a colon after the version
             _judge_version(lines[0])
         if len(right.translate(None, CONTROLS)) + 2 * (len(lines) - 1) != len(right):
             raise ProtocolError(400, "control character in the head")
@@ -328,19 +331,18 @@ class HeadReader:
         return Fields(shape, [value.strip(" \t") for value in values[1:]])
 
     def _read_shape(self, names: tuple[str, ...], colons: tuple[str, ...]) -> Shape:
-        """Judge the version, which comes first, and the names."""
+        """Judge the version, which comes first, and the names, and remember them."""
         version = names[0]
         if len(names) - 1 > self.max_headers:
             raise ProtocolError(431, f"more than {self.max_headers} header fields")
         for name, colon in zip(names[1:], colons[1:], strict=True):
-            # White space before the colon (RFC 9112 5.1) and folded lines (5.2) are no token either: both are refused here.
+            # White space before the colon (RFC 9112 5.1) and a folded line (5.2) make a name that is not a token.
             if not TOKEN.fullmatch(name):
                 raise ProtocolError(400, "bad header field name")
             if not colon:
                 raise ProtocolError(400, "header field without a colon")
         lower = tuple(map(str.lower, names[1:]))
         for name in _SINGLETONS:
-            # A field that decides framing or routing comes once, or two readers may each believe another one (RFC 9112 11.2).
             if lower.count(name) > 1:
                 raise ProtocolError(400, f"{name} more than once")
         # RFC 9112 2.3: a higher minor version is read as the highest that we speak.
@@ -352,7 +354,7 @@ class HeadReader:
         return shape
 
     def _judge_host(self, host: str) -> None:
-        """RFC 9110 7.2: uri-host [":" port], or nothing; a port alone is in no http URI (4.2.1). Raises `ProtocolError` 400."""
+        """Judge uri-host [":" port] (RFC 9110 7.2). Empty is good, a port alone is bad (4.2.1). Raises `ProtocolError` 400."""
         if not host or host in self._hosts:
             return
         match = _HOST.fullmatch(host)
@@ -377,7 +379,7 @@ def _judge_version(version: str) -> None:
 
 
 def _judge_framing(fields: Fields) -> None:
-    """Where the body ends (RFC 9112 6)."""
+    """Decide where the body ends (RFC 9112 6)."""
     single = {name: fields.values[index] for name, index in fields.shape.framing.items()}
     coding = single.get("transfer-encoding")
     length = single.get("content-length")
@@ -408,13 +410,13 @@ def _judge_framing(fields: Fields) -> None:
 
 
 def _judge_connection(fields: Fields) -> None:
-    """Whether the connection goes on (RFC 9112 9.3)."""
+    """Decide whether the connection stays open (RFC 9112 9.3)."""
     options = elements([fields.values[index].lower() for index in fields.shape.connection])
     fields.keep_alive = "close" not in options and (fields.version != "1.0" or "keep-alive" in options)
 
 
 def _with_host(fields: Fields, authority: str) -> Fields:
-    """RFC 9112 3.2.2: the authority of a target in absolute form takes the place of Host."""
+    """The same fields with the authority of a target in absolute form in the place of Host (RFC 9112 3.2.2)."""
     others = [item for item in fields.items if item[0] != "host"]
     shape = Shape(fields.version, ("host", *(name for name, _ in others)))
     other = Fields(shape, (authority, *(value for _, value in others)))

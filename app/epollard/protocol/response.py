@@ -1,7 +1,7 @@
-"""Responses to bytes. No socket, no clock, no config: facts in, bytes out.
+"""Heads of responses: facts in, bytes out. No socket, no clock, no config.
 
-What an application says of its answer is judged before a byte of it is sent (`HeadError`), since a line break that reached the
-wire would let whoever chose the value write a response of its own. Judged header lists are remembered, within a bound.
+An application's status and headers are judged before a byte of them is sent (`HeadError`), since the author of a value with a
+line break in it could write a response of their own. Judged heads are remembered, within a bound.
 """
 
 import re
@@ -22,7 +22,7 @@ from .grammar import (
     VALUE_CHARACTER,
 )
 
-# Bytes of body that are copied behind their head, for one send of both; more is sent without a copy.
+# A body of up to this many bytes is copied behind its head, for one send of both; a larger one is sent without a copy.
 COPY_BELOW: Final = 64 * 1024
 
 _STATUS: Final = re.compile(rf"([1-9][0-9]{{2}})(?: {VALUE_CHARACTER}*)?")
@@ -40,9 +40,9 @@ class HeadError(ValueError):
 
 
 class Head:
-    """A status and its header fields, judged and serialised. Shared by all responses with the same ones, so never changed.
+    """A status and its header fields, judged and serialised. Shared by all responses that have them, so it never changes.
 
-    `lines` lacks what belongs to one response only: framing, Date (unless `dated`), the empty line.
+    `lines` lacks the parts that differ between responses: framing, Connection, Date (unless `dated`), the empty line.
     """
 
     __slots__ = ("bodiless", "close", "code", "dated", "events", "fast_length", "length", "lines", "plain")
@@ -51,12 +51,12 @@ class Head:
         self.code = code
         self.lines = lines
         self.length = length  # the application's Content-Length
-        self.close = close
-        self.dated = dated
+        self.close = close  # the application asked for the connection's end
+        self.dated = dated  # the application gave a Date
         self.bodiless = code == 204 or code == 304  # RFC 9112 6.3
-        self.events = False  # server-sent events: a stream without an end of its own
-        self.plain = not (self.bodiless or close or dated)  # needs no second look
-        # The length of the one body that makes a usual answer with it: head, the server's end of it, body. -1: there is none.
+        self.events = False  # server-sent events: a stream that does not end by itself
+        self.plain = not (self.bodiless or close or dated)  # nothing in it changes framing, Connection or Date
+        # A body of this length makes the response: `lines`, the server's end of the head, the body. -1: no length does.
         self.fast_length = length if self.plain and length is not None and length <= COPY_BELOW else -1
 
 
@@ -64,7 +64,7 @@ KNOWN_HEADS: dict[Any, Head] = {}
 
 
 def head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
-    """Judge and serialise. Raises `HeadError` (a value), `TypeError` (not strings)."""
+    """Judge and serialise the head of a response (WSGI). Raises `HeadError` for a value, `TypeError` for a type."""
     key: Any = (status, *headers)
     try:
         known = KNOWN_HEADS.get(key)
@@ -83,7 +83,7 @@ KNOWN_RAW_HEADS: dict[Any, Head] = {}
 
 
 def raw_head(status: int, headers: Iterable[Iterable[bytes]]) -> Head:
-    """As `head`, of a number and pairs of bytes (ASGI)."""
+    """As `head`, from a number and pairs of bytes (ASGI)."""
     pairs = tuple(map(tuple, headers))
     key: Any = (status, *pairs)
     known = KNOWN_RAW_HEADS.get(key)
@@ -99,7 +99,7 @@ def raw_head(status: int, headers: Iterable[Iterable[bytes]]) -> Head:
 
 
 def decode_fields(pairs: Iterable[Iterable[bytes]]) -> list[tuple[str, str]]:
-    """Names and values as an ASGI application gives them, to text. Raises `TypeError`."""
+    """Decode names and values as an ASGI application gives them. Raises `TypeError`."""
     decoded = []
     for name, value in pairs:
         if not isinstance(name, bytes) or not isinstance(value, bytes):
@@ -109,7 +109,7 @@ def decode_fields(pairs: Iterable[Iterable[bytes]]) -> list[tuple[str, str]]:
 
 
 def judge_field(name: str, value: str) -> str:
-    """Judge a header field; its name in lower case. Raises `HeadError`, `TypeError`."""
+    """Judge a header field, and return its name in lower case. Raises `HeadError`, `TypeError`."""
     if not isinstance(name, str) or not isinstance(value, str):
         raise TypeError(f"header names and values must be strings: {name!r}: {value!r}")
     if not TOKEN.fullmatch(name):
@@ -138,7 +138,7 @@ def _new_head(status: str, headers: Iterable[tuple[str, str]]) -> Head:
     code = int(match[1])
     if code < 200:
         raise HeadError(f"{code} is not a final status")
-    # Joined, not formatted: a subclass of str, as an enumeration, may make another text of itself than what is judged here.
+    # Joined, not formatted: a subclass of str, such as an enumeration, may format as a text other than the judged one.
     lines = ["HTTP/1.1 ", match[0], "\r\n" if " " in match[0] else " \r\n"]
     length = None
     close = dated = served = events = False
@@ -178,7 +178,7 @@ def date_line(now: float) -> bytes:
 
 
 def refusal(status: int, date: bytes, *, body: bool = True) -> bytes:
-    """The server's own answer, after which the connection closes. `date` is a whole Date line."""
+    """The server's own response to a request that it refuses; the connection closes. `date` is a whole Date line."""
     phrase = _REASONS.get(status, "Error")
     text = f"{status} {phrase}\n".encode()
     fields = f"HTTP/1.1 {status} {phrase}\r\nServer: epollard\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\n"
@@ -188,7 +188,7 @@ def refusal(status: int, date: bytes, *, body: bool = True) -> bytes:
 
 
 def options(date: bytes, keep: bytes) -> bytes:
-    """The answer to `OPTIONS *`, which asks about the server and no application (RFC 9110 9.3.7).
+    """The response to `OPTIONS *`, which is about the server and not the application (RFC 9110 9.3.7).
 
     `keep` is a Connection line or empty, `date` a whole Date line.
     """

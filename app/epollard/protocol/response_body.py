@@ -1,9 +1,9 @@
-"""The bytes of a response as they are sent: how its body is framed, and whether it has the length that was promised.
+"""Bodies of responses: framed and counted. No socket, no clock, no config: an application's pieces in, bytes out.
 
-No socket, no clock, no config. `start` gives the head and a writer, which frames the pieces of the body as they come; `whole`
-gives a small response at once. A response without a Content-Length is chunked, or ends with its connection where the client
-speaks HTTP/1.0 (RFC 9112 6.3). A body that is longer than its Content-Length is cut, because its excess would be read as
-the next response; after one that is shorter the connection must close, because the client waits for the rest.
+`start` returns the head and a writer, which frames the pieces of the body as they come; `whole` returns a small response at
+once. A body without a Content-Length is chunked, or ends with the connection if the client speaks HTTP/1.0 (RFC 9112 6.3).
+A body that is longer than its Content-Length is cut, since the client would read the excess as the next response. After one
+that is shorter the connection has to close, since the client waits for the rest.
 """
 
 from typing import Final, NamedTuple, Protocol
@@ -18,11 +18,11 @@ INTERNAL_ERROR_BODY: Final = b"Internal Server Error\n"
 
 
 class HeadEnds(Protocol):
-    """The ends that a head may have: the connection's lines, Date and the empty line. They change with the date only."""
+    """The ends that a head may have: a Connection line or none, Date, and the empty line. They change with the date only."""
 
-    date_end: bytes  # of HTTP/1.1, where the connection goes on
-    close_end: bytes  # where it closes
-    keep_end: bytes  # of HTTP/1.0, where it goes on
+    date_end: bytes  # the connection stays open
+    close_end: bytes  # it closes
+    keep_end: bytes  # it stays open for a client of HTTP/1.0
 
 
 class LengthWriter:
@@ -41,7 +41,7 @@ class LengthWriter:
         return self.missing == 0
 
     def write(self, data: bytes) -> bytes:
-        """Frame a piece of the body. What is over the length is cut off."""
+        """Frame a piece of the body. Bytes beyond the length are cut off."""
         size = len(data)
         if size > self.missing:
             self.excess = size - self.missing
@@ -54,7 +54,10 @@ class LengthWriter:
         return data
 
     def write_file(self, count: int) -> tuple[bytes, int, bytes]:
-        """Frame a piece of `count` bytes that the kernel sends: the bytes before it, how many of it, the bytes behind it."""
+        """Frame a piece of `count` bytes that the kernel sends from a file.
+
+        Returns the bytes to be sent before it, how many of the piece itself to send, and the bytes to be sent after it.
+        """
         allowed = min(count, self.missing)
         self.excess = count - allowed
         self.missing -= allowed
@@ -62,7 +65,7 @@ class LengthWriter:
         return b"", allowed, b""
 
     def end(self, trailers: bytes = b"") -> bytes:
-        """The bytes that end the body. Such a body has no place for trailers."""
+        """The bytes that end the body: none. Trailers are dropped, since such a body has no place for them."""
         return b""
 
 
@@ -77,7 +80,7 @@ class ChunkedWriter:
         self.sent = 0  # bytes of body, without their framing
 
     def write(self, data: bytes) -> bytes:
-        """Frame a piece of the body. An empty one is no chunk, which would end the body."""
+        """Frame a piece of the body. An empty piece is not sent, since an empty chunk ends the body."""
         size = len(data)
         self.sent += size
         return b"%x\r\n%b\r\n" % (size, data) if size else b""
@@ -88,12 +91,12 @@ class ChunkedWriter:
         return (b"%x\r\n" % count, count, b"\r\n") if count else (b"", 0, b"")
 
     def end(self, trailers: bytes = b"") -> bytes:
-        """The last chunk, and the trailers: whole field lines."""
+        """The last chunk and the trailers, which are whole field lines (`response.field_lines`)."""
         return b"0\r\n%b\r\n" % trailers if trailers else LAST_CHUNK
 
 
 class CloseWriter:
-    """Writes a body that ends with its connection (RFC 9112 6.3): its client speaks HTTP/1.0, which knows no chunks."""
+    """Writes a body that ends with the connection (RFC 9112 6.3), to a client of HTTP/1.0, which has no chunks."""
 
     __slots__ = ("sent",)
     full = False
@@ -103,7 +106,7 @@ class CloseWriter:
         self.sent = 0  # bytes of body
 
     def write(self, data: bytes) -> bytes:
-        """A piece of the body, as it is."""
+        """Count a piece of the body, which is sent as it is."""
         self.sent += len(data)
         return data
 
@@ -113,14 +116,14 @@ class CloseWriter:
         return b"", count, b""
 
     def end(self, trailers: bytes = b"") -> bytes:
-        """Nothing: the connection's end is the body's."""
+        """The bytes that end the body: none, the connection's end ends it."""
         return b""
 
 
 class NoBodyWriter:
-    """Drops the body of a response that has none (RFC 9112 6.3): to HEAD, and with the statuses 204 and 304.
+    """Drops the body of a response that has none (RFC 9112 6.3): one to HEAD, or with status 204 or 304.
 
-    An application need not know of this rule, so a body that is dropped here is not in `excess`.
+    Applications may leave this rule to the server, so a body that is dropped here does not count as `excess`.
     """
 
     __slots__ = ()
@@ -128,15 +131,15 @@ class NoBodyWriter:
     missing = excess = sent = 0
 
     def write(self, data: bytes) -> bytes:
-        """Nothing."""
+        """Drop a piece of the body."""
         return b""
 
     def write_file(self, count: int) -> tuple[bytes, int, bytes]:
-        """As `LengthWriter.write_file`: no byte of it."""
+        """As `LengthWriter.write_file`: nothing is to be sent."""
         return b"", 0, b""
 
     def end(self, trailers: bytes = b"") -> bytes:
-        """Nothing."""
+        """The bytes that end the body: none."""
         return b""
 
 
@@ -148,14 +151,14 @@ class Opening(NamedTuple):
 
     head: bytes
     writer: BodyWriter
-    closing: bool  # the connection closes after it, as its head says
+    closing: bool  # its head announces that the connection closes after it
 
 
 def start(head: Head, request: Request, ends: HeadEnds, *, size: int | None, closing: bool) -> Opening:
-    """Begin a response whose body comes piece by piece, or is large, or is not usual for another reason.
+    """Begin a response on the slow path: any head, and a body of any size, in any number of pieces.
 
-    `size`: bytes of the whole body where it is known though the application gave no Content-Length; `closing`: the connection
-    closes after it in any case.
+    `size`: bytes of the whole body, if known although the application gave no Content-Length. `closing`: the connection closes
+    after the response in any case.
     """
     parts = [head.lines]
     old = request.fields.version == "1.0"
@@ -174,7 +177,7 @@ def start(head: Head, request: Request, ends: HeadEnds, *, size: int | None, clo
     else:
         writer = ChunkedWriter()
         parts.append(CHUNKED)
-    if request.line.method == "HEAD":  # RFC 9110 9.3.2: the head is that of a GET
+    if request.line.method == "HEAD":  # RFC 9110 9.3.2: with the head of a GET
         writer = NoBodyWriter()
     if head.dated:
         parts.append(CLOSE + b"\r\n" if closing else KEEP + b"\r\n" if old else b"\r\n")
@@ -184,9 +187,9 @@ def start(head: Head, request: Request, ends: HeadEnds, *, size: int | None, clo
 
 
 def whole(head: Head | None, request: Request, ends: HeadEnds, body: object, closing: bool) -> bytes | None:
-    """The usual response as bytes: a small body, all of it there. None where it is not usual, so that `start` is to be used.
+    """A response on the fast path: one small body, and a head without surprises. None: it has to take the slow path (`start`).
 
-    Its twin is written out in `LeaderFollowers.answer` for the most frequent case of all.
+    `LeaderFollowers.answer` has a copy of the most frequent case, without the call.
     """
     if head is None or not head.plain or type(body) is not bytes or len(body) > COPY_BELOW:
         return None
@@ -205,11 +208,11 @@ def whole(head: Head | None, request: Request, ends: HeadEnds, body: object, clo
 
 
 def excess_warning(request: Request) -> str:
-    """What the log says of a body that was cut because it is longer than its Content-Length."""
+    """The log line for a body that was cut because it is longer than its Content-Length."""
     return f"application sent more than its Content-Length on {request.line.method} {request.line.target}: cut"
 
 
 def missing_warning(request: Request, missing: int) -> str:
-    """What the log says of a body that ended `missing` bytes before its Content-Length."""
+    """The log line for a body that ended `missing` bytes before its Content-Length."""
     line = request.line
     return f"application sent {missing} bytes less than its Content-Length on {line.method} {line.target}: closed"
