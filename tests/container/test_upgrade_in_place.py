@@ -29,7 +29,7 @@ def test_the_container_goes_on(image: str, init: tuple[str, ...]) -> None:
         state = container.inspect()["State"]
         assert state["Running"]
         assert state["StartedAt"] == started
-        # tini, the stump, the supervisor, two workers: nothing else, no zombie either; and the one that asks.
+        # tini, the relay, the supervisor, two workers: nothing else, no zombie either; and the one that asks.
         names = container.python("import json, os; print(json.dumps([p for p in os.listdir('/proc') if p.isdigit()]))")
         assert len(names) == 5 + len(init)
         begun = time.monotonic()
@@ -39,14 +39,14 @@ def test_the_container_goes_on(image: str, init: tuple[str, ...]) -> None:
 
 
 def test_an_upgrade_that_fails_is_no_end(image: str) -> None:
-    """A configuration file that has become bad: the container goes on with the old one; mended, it is upgraded."""
+    """With a bad configuration file the container keeps running with the old one; once it is fixed, it is upgraded."""
     options = ("--env", "WORKERS=1", "--env", "EPOLLARD_CONFIG=/tmp/it.toml", "--entrypoint", "sh")
     start = ("-c", "echo 'threads = 2' >/tmp/it.toml; exec epollard")
     with running(image, *start, options=options) as container:
         until("answers", 20, container.answers)
         docker("exec", container.identity, "sh", "-c", "echo 'threads = none' >/tmp/it.toml")
         docker("kill", "--signal", "USR2", container.identity)
-        until("it says so", 20, lambda: "upgrade abandoned, this supervisor keeps running" in container.logs())
+        until("it is abandoned", 20, lambda: "upgrade abandoned, this supervisor keeps running" in container.logs())
         assert container.answers()
         docker("exec", container.identity, "sh", "-c", "echo 'threads = 3' >/tmp/it.toml")
         upgrade(container, 1)

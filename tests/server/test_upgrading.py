@@ -1,4 +1,4 @@
-"""USR2: a new supervisor takes over without a gap; one that fails changes nothing; who started the first one sees no other."""
+"""USR2: a new supervisor takes over without a gap; one that fails changes nothing; outside, only the first one is visible."""
 
 import contextlib
 import http.client
@@ -25,17 +25,17 @@ BOOTS = "apps.boots:app"
 
 
 def leader(server):
-    """The process of the supervisor that leads."""
+    """The pid of the supervisor that leads."""
     return int((re.findall(r"supervisor\[(\d+)\]: this supervisor leads", server.log) or [server.pid])[-1])
 
 
 def workers(server):
-    """Those of the supervisor that leads."""
+    """The workers of the supervisor that leads."""
     return children(leader(server))
 
 
 def upgrade(server):
-    """Upgrade, and wait until the old supervisor's workers are gone; the process of the new one."""
+    """Upgrade, and wait until the old supervisor's workers are gone. Returns the pid of the new one."""
     old, count = leader(server), server.log.count("this supervisor leads")
     server.signal(signal.SIGUSR2)
     server.wait_log("this supervisor leads", count + 1, 20 * SCALE)
@@ -45,20 +45,20 @@ def upgrade(server):
 
 
 def listening(port):
-    """Whether anybody listens on a port of this machine: proc_net_tcp(5), state 0A."""
+    """Whether any process listens on a port of this machine: proc_net_tcp(5), state 0A."""
     with open("/proc/net/tcp", encoding="ascii") as file:
         return any(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in map(str.split, file))
 
 
 def nothing_is_left(server):
-    """No process of it, and no listener."""
+    """Wait until no process of it is left, nor a listener."""
     wait_for(lambda: not session(server.pid), lambda: f"{session(server.pid)}\n{server.log}")
     assert not listening(server.port)
 
 
 @pytest.fixture
 def hanging(served, boots):
-    """`hanging(workers=2)`: a server with an upgrade under way, whose workers boot until there is no `hang` in `boots`."""
+    """`hanging(workers=2)`: a server with an upgrade under way; the new workers boot until `hang` is removed from `boots`."""
 
     def hanging(**options):
         server = served(**options)
@@ -75,7 +75,7 @@ def hanging(served, boots):
 
 @pytest.mark.parametrize("app", ["apps.hello:app", "apps.hello_asgi:app"])
 def test_ten_upgrades_under_load_lose_nothing(start, app):
-    """Twenty clients ask all the while, half of them on connections that they keep: every request is answered."""
+    """Twenty clients send requests all the time, half of them on persistent connections: every request is answered."""
     server = start(app, workers=3)
     with Load(server.address) as load:
         for _ in range(10):
@@ -86,8 +86,8 @@ def test_ten_upgrades_under_load_lose_nothing(start, app):
     assert len(workers(server)) == 3
 
 
-def test_new_code_is_served(served, boots):
-    """First by the old code, then by the new, and from then on by the new alone."""
+def test_the_new_code_is_served(served, boots):
+    """Requests are served by the old code, then by both, and from then on by the new code alone."""
     server = served(workers=2)
     (boots / "version").write_text("2")
     server.signal(signal.SIGUSR2)
@@ -99,40 +99,40 @@ def test_new_code_is_served(served, boots):
 
 
 def test_a_new_version_of_the_server_itself(start, tmp_path):
-    """That is what sets an upgrade apart from a reload: supervisor and workers run what is on disk now."""
+    """This is what a reload cannot do: supervisor and workers run the version that is on disk now."""
     shutil.copytree(SOURCE, tmp_path / "app")
-    (tmp_path / "told.py").write_text(
+    (tmp_path / "release.py").write_text(
         "import epollard\n"
         "def app(environ, start_response):\n"
         "    start_response('200 OK', [('content-length', '5')])\n"
         "    return [epollard.__version__.encode()]\n"
     )
     package = tmp_path / "app" / "epollard"
-    server = start("told:app", env={"PYTHONPATH": f"{tmp_path}/app:{tmp_path}"})
+    server = start("release:app", env={"PYTHONPATH": f"{tmp_path}/app:{tmp_path}"})
     assert server.get("/").text == "0.1.0"
     init = package / "__init__.py"
     init.write_text(init.read_text().replace("0.1.0", "9.9.9"))
     code = (package / "supervisor.py").read_text()
-    (package / "supervisor.py").write_text(code.replace("this supervisor leads", "new words: this supervisor leads"))
+    (package / "supervisor.py").write_text(code.replace("this supervisor leads", "new version: this supervisor leads"))
     server.signal(signal.SIGUSR2)
-    server.wait_log("new words: this supervisor leads")
+    server.wait_log("new version: this supervisor leads")
     wait_for(lambda: server.get("/").text == "9.9.9")
     server.wait_log("stopped: ")
     assert {server.get("/").text for _ in range(10)} == {"9.9.9"}
 
 
-def test_code_behind_a_link_is_found_anew(start, tmp_path):
-    """Started in `current`, which then leads to another release: the new supervisor starts there, as the shell would."""
+def test_a_link_to_the_code_is_followed_again(start, tmp_path):
+    """Started in `current`, which is then pointed to another release: the new supervisor starts there, as a shell would."""
     for release in "1", "2":
         (tmp_path / release).mkdir()
-        (tmp_path / release / "told.py").write_text(
+        (tmp_path / release / "release.py").write_text(
             "def app(environ, start_response):\n"
             f"    start_response('200 OK', [('content-length', '1')])\n    return [b'{release}']\n"
         )
     current = tmp_path / "current"
     current.symlink_to("1")
     script = 'cd "$1"; shift; exec "$@"'
-    server = start("told:app", launcher=["sh", "-c", script, "sh", str(current)])
+    server = start("release:app", launcher=["sh", "-c", script, "sh", str(current)])
     assert server.get("/").text == "1"
     current.unlink()
     current.symlink_to("2")
@@ -141,7 +141,7 @@ def test_code_behind_a_link_is_found_anew(start, tmp_path):
 
 
 def test_the_old_worker_finishes_its_request(start, tmp_path):
-    """A request that is running is answered by the worker that has it, while the new supervisor's take all others."""
+    """A running request is answered by the worker that has it, while the new supervisor's workers take all others."""
     server = start(CONTROL)
     (old,) = server.workers()
     with server.connect() as client:
@@ -156,8 +156,8 @@ def test_the_old_worker_finishes_its_request(start, tmp_path):
     server.wait_log(rf"worker 0 \(pid {old}\) exited with 0")
 
 
-def test_keep_alive_connections_are_told(start):
-    """An idle connection to an old worker is closed, without a reset; whoever comes again stays with a new one."""
+def test_idle_connections_to_old_workers_are_closed(start):
+    """They are closed without a reset; a client that connects again stays with a new worker."""
     server = start(CONTROL, workers=1)
     with server.connect() as client:
         client.get("/")
@@ -167,8 +167,8 @@ def test_keep_alive_connections_are_told(start):
         assert client.get("/").header("connection") is None
 
 
-def test_connections_that_wait_are_answered(start):
-    """What stands in the queue of a stopped worker is served by the new supervisor's worker, on the same listener."""
+def test_queued_connections_are_answered(start):
+    """The queue of a stopped worker is served by the new supervisor's worker, on the same listener."""
     server = start(CONTROL, workers=1)
     (old,) = server.workers()
     os.kill(old, signal.SIGSTOP)
@@ -186,7 +186,7 @@ def test_connections_that_wait_are_answered(start):
 
 @pytest.mark.parametrize("steer", ["on", "off"])
 def test_other_numbers_of_workers(start, tmp_path, steer):
-    """More and fewer, by the configuration, under load: listeners are joined and given up, and nobody is turned away."""
+    """More and fewer by the configuration, under load: listeners are opened and closed, and no client is turned away."""
     file = tmp_path / "it.toml"
     file.write_text("workers = 2")
     server = start(None, workers=[], config=file, steer=steer)
@@ -199,8 +199,8 @@ def test_other_numbers_of_workers(start, tmp_path, steer):
     assert load.failures == []
 
 
-def test_what_ttin_has_made_of_the_number_stays(start):
-    """As with a reload: where the configuration still says what it said, so many workers as there are."""
+def test_a_number_of_workers_that_ttin_has_changed_is_kept(start):
+    """As with a reload: if the configuration has not changed, there are as many workers as before."""
     server = start(workers=1)
     server.signal(signal.SIGTTIN)
     server.wait_log("2 workers ready")
@@ -209,7 +209,7 @@ def test_what_ttin_has_made_of_the_number_stays(start):
 
 
 def test_elastic_bounds(start):
-    """They are the new supervisor's as well, and so is a number that took their place."""
+    """The new supervisor has them as well, and also a number that has replaced them."""
     server = start(workers="1..3")
     upgrade(server)
     server.wait_log("upgrade: scaling to 1 to 3 workers")
@@ -221,7 +221,7 @@ def test_elastic_bounds(start):
 
 
 def test_other_addresses(start, tmp_path):
-    """One stays, one goes, one comes, also where the new one overlaps with an old one."""
+    """One is kept, one is removed, one is added, even if the new one overlaps with an old one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -243,7 +243,7 @@ def test_other_addresses(start, tmp_path):
 
 
 def test_a_unix_socket_stays_the_same(start, tmp_path):
-    """The same file before and after, and it is removed at the end."""
+    """Its file is the same before and after, and it is removed at the end."""
     path = tmp_path / "it"
     server = start("apps.hello:app", workers=2, bind=["127.0.0.1:0", f"unix:{path}"])
     before = path.stat().st_ino
@@ -256,8 +256,8 @@ def test_a_unix_socket_stays_the_same(start, tmp_path):
     assert not path.exists()
 
 
-def test_a_unix_socket_that_others_have_replaced_is_not_taken(start, tmp_path):
-    """Somebody listens at the path now: the upgrade fails as a start would, and the other's file stays."""
+def test_a_unix_socket_that_another_server_has_replaced_is_not_taken(start, tmp_path):
+    """Another server listens at the path now: the upgrade fails as a start would, and the other server's file stays."""
     path = tmp_path / "it"
     server = start("apps.hello:app", bind=["127.0.0.1:0", f"unix:{path}"])
     path.unlink()
@@ -271,7 +271,7 @@ def test_a_unix_socket_that_others_have_replaced_is_not_taken(start, tmp_path):
 
 
 def test_backlog_and_steering(start, tmp_path):
-    """What a reload cannot change."""
+    """An upgrade changes options that a reload cannot."""
     file = tmp_path / "it.toml"
     file.write_text("backlog = 100")
     server = start(config=file, workers=2)
@@ -283,23 +283,23 @@ def test_backlog_and_steering(start, tmp_path):
     assert [line.split()[2] for line in shown.splitlines()] == ["50", "50"]
 
 
-def test_the_management_address_answers_all_the_while(start):
-    """`epollardctl healthcheck` finds the server ready during five upgrades, and commands reach whoever leads."""
+def test_the_management_address_responds_all_the_time(start):
+    """`epollardctl healthcheck` finds the server ready during five upgrades, and commands reach the leader."""
     server = start(CONTROL, workers=2, admin="127.0.0.1:0")
     stopped = threading.Event()
-    answers: Counter[object] = Counter()
+    statuses: Counter[object] = Counter()
 
     def ask():
         while not stopped.is_set():
             with contextlib.closing(http.client.HTTPConnection(*server.admin, timeout=WAIT)) as client:
                 try:
                     client.request("GET", "/readyz")
-                    answers[client.getresponse().status] += 1
+                    statuses[client.getresponse().status] += 1
                 except OSError as error:
-                    answers[repr(error)] += 1
+                    statuses[repr(error)] += 1
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    thread = threading.Thread(target=ask)
+    thread.start()
     try:
         for count in range(5):
             assert ctl(server, "upgrade") == "a new supervisor is being started from the code on disk\n"
@@ -310,9 +310,9 @@ def test_the_management_address_answers_all_the_while(start):
             wait_for(lambda count=count: len(workers(server)) == 2 + count)
     finally:
         stopped.set()
-        asking.join()
-    assert set(answers) == {200}, answers
-    assert answers[200] > 20
+        thread.join()
+    assert set(statuses) == {200}, statuses
+    assert statuses[200] > 20
 
 
 def ctl(server, *words):
@@ -323,7 +323,7 @@ def ctl(server, *words):
 
 
 def test_another_management_address(start, tmp_path):
-    """A Unix socket in the place of a TCP address, then none: where nobody is to answer, nobody listens."""
+    """A Unix socket in place of a TCP address, then none: an address that is no longer configured is closed."""
     file = tmp_path / "it.toml"
     file.write_text("admin = '127.0.0.1:0'")
     server = start(CONTROL, admin=[], config=file)
@@ -342,7 +342,7 @@ def test_another_management_address(start, tmp_path):
 
 
 def fails(server, status, words=""):
-    """Try to upgrade: the new supervisor ends with this status, and the old one goes on as if nothing had been."""
+    """Try to upgrade: the new supervisor exits with this status, and the old one keeps running unchanged."""
     old, serving = leader(server), workers(server)
     count = server.log.count(ABANDONED)
     server.signal(signal.SIGUSR2)
@@ -356,7 +356,7 @@ def fails(server, status, words=""):
 
 @pytest.mark.parametrize("how", ["raise", "exit", "hang"])
 def test_an_application_that_does_not_boot(served, boots, how):
-    """The import raises, ends the process, or never ends: the log says why. Mended, it is taken."""
+    """The import raises, exits, or never ends: the log says why. Once it is fixed, the upgrade succeeds."""
     server = served(workers=2, boot_timeout=2)
     (boots / how).touch()
     fails(
@@ -373,8 +373,8 @@ def test_an_application_that_does_not_boot(served, boots, how):
     assert server.get("/").text == "2"
 
 
-def test_one_worker_that_does_not_boot_is_enough(start, tmp_path):
-    """Those that are ready already finish what they have taken: nothing is lost by an upgrade that fails half-way."""
+def test_one_worker_that_does_not_boot_ends_the_upgrade(start, tmp_path):
+    """Workers that are ready already finish their requests: an upgrade that fails half-way loses nothing."""
     (tmp_path / "half.py").write_text(
         "import os, pathlib, time\n"
         "here = pathlib.Path(__file__).parent\n"
@@ -400,16 +400,16 @@ def test_one_worker_that_does_not_boot_is_enough(start, tmp_path):
     assert server.workers() == old
 
 
-def served_by(server, who):
-    """A client of that slot and generation, if the next connection comes to it."""
+def served_by(server, identity):
+    """A client of that slot and generation, if the next connection reaches it."""
     client = server.connect()
-    if client.get("/env").text == who:
+    if client.get("/env").text == identity:
         return client
     return client.close()
 
 
 def test_a_bad_configuration(start, tmp_path):
-    """Status 2 and the line that a start would end with."""
+    """The new supervisor exits with 2 and the message of a failing start."""
     file = tmp_path / "it.toml"
     file.write_text("workers = 2")
     server = start(workers=[], config=file)
@@ -420,7 +420,7 @@ def test_a_bad_configuration(start, tmp_path):
 
 
 def test_an_address_that_is_taken(start, tmp_path):
-    """Status 1, and what had been bound before is free again."""
+    """The new supervisor exits with 1, and the addresses that it had bound are free again."""
     file = tmp_path / "it.toml"
     file.write_text("bind = '127.0.0.1:0'")
     server = start("apps.hello:app", bind=[], config=file)
@@ -433,7 +433,7 @@ def test_an_address_that_is_taken(start, tmp_path):
 
 
 def test_a_server_that_is_broken_on_disk(start, tmp_path):
-    """A half-written new version of epollard itself: the old one goes on with what it has in memory."""
+    """A half-written new version of epollard itself: the old one keeps running with what it has in memory."""
     shutil.copytree(SOURCE, tmp_path / "app")
     server = start(CONTROL, env={"PYTHONPATH": f"{tmp_path}/app:{TESTS}"})
     (tmp_path / "app" / "epollard" / "net" / "sockets.py").write_text('"""Half')
@@ -442,17 +442,17 @@ def test_a_server_that_is_broken_on_disk(start, tmp_path):
     server.wait_log("2 workers ready")
 
 
-def test_a_version_that_knows_another_handover(start, tmp_path):
-    """It says so instead of guessing."""
+def test_a_version_with_another_handover_format(start, tmp_path):
+    """It fails instead of guessing."""
     shutil.copytree(SOURCE, tmp_path / "app")
     server = start(CONTROL, env={"PYTHONPATH": f"{tmp_path}/app:{TESTS}"})
-    room = tmp_path / "app" / "epollard" / "supervision" / "upgrade.py"
-    room.write_text(room.read_text().replace("FORMAT: Final = 1 ", "FORMAT: Final = 7 "))
+    module = tmp_path / "app" / "epollard" / "supervision" / "upgrade.py"
+    module.write_text(module.read_text().replace("FORMAT: Final = 1 ", "FORMAT: Final = 7 "))
     fails(server, 1, "EPOLLARD_HANDOVER: this version cannot take over from the one that is running")
 
 
 def test_a_directory_that_is_gone(start, tmp_path):
-    """There is nothing to start from: it says so, and another try may succeed."""
+    """The directory of the start is missing: the log says so, and another attempt may succeed."""
     home = tmp_path / "home"
     home.mkdir()
     server = start("apps.hello:app", launcher=["sh", "-c", 'cd "$1"; shift; exec "$@"', "sh", str(home)])
@@ -465,22 +465,22 @@ def test_a_directory_that_is_gone(start, tmp_path):
 
 
 def test_a_successor_that_is_killed(hanging, boots):
-    """From outside, while its workers boot: the old one goes on, and steers and scales as before."""
+    """It is killed from outside while its workers boot: the old one keeps running, steers, and scales."""
     server = hanging(workers=2)
     (new,) = set(children(server.pid)) - set(server.workers()[:2])
     os.kill(new, signal.SIGKILL)
     server.wait_log(rf"the new supervisor \(pid {new}\) was killed by signal 9: {ABANDONED}")
     (boots / "hang").unlink()
     wait_for(lambda: len(session(server.pid)) == 3)
-    # Its orphaned workers have not shut the doors behind them, which are ours.
+    # Its orphaned workers have not attached SYN filters to the listeners, which are ours.
     assert {server.get("/").text for _ in range(20)} == {"1"}
     server.signal(signal.SIGTTIN)
     server.wait_log("3 workers ready")
     upgrade(server)
 
 
-def test_a_successor_that_says_nothing(start, tmp_path):
-    """It hangs before it has read its configuration: the boot deadline holds for it too."""
+def test_a_successor_that_never_reports(start, tmp_path):
+    """It hangs before it has read its configuration: the boot timeout applies to it too."""
     shutil.copytree(SOURCE, tmp_path / "app")
     server = start(CONTROL, boot_timeout=1, env={"PYTHONPATH": f"{tmp_path}/app:{TESTS}"})
     (tmp_path / "app" / "epollard" / "cli.py").write_text('"""Hangs."""\nimport time\ntime.sleep(600)\n')
@@ -493,8 +493,8 @@ def test_a_successor_that_says_nothing(start, tmp_path):
 # While it is under way.
 
 
-def test_the_wish_stays_as_it_is(hanging, boots):
-    """A second USR2, HUP, TTIN and TTOU are refused with a line, by the old one and by the new one."""
+def test_nothing_else_can_be_changed_meanwhile(hanging, boots):
+    """A second USR2, HUP, TTIN and TTOU are refused with a log line, by the old supervisor and by the new one."""
     server = hanging(workers=2)
     new = server.workers()[2]
     for number in signal.SIGUSR2, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU:
@@ -509,7 +509,7 @@ def test_the_wish_stays_as_it_is(hanging, boots):
 
 
 def test_a_worker_that_dies_meanwhile_is_replaced(start, tmp_path):
-    """The old supervisor supervises until it is replaced."""
+    """The old supervisor keeps supervising until the new one leads."""
     file = tmp_path / "it.toml"
     file.write_text("app = 'apps.hello:app'")
     boots = tmp_path / "boots"
@@ -529,8 +529,8 @@ def test_a_worker_that_dies_meanwhile_is_replaced(start, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_is_one_for_both(hanging, number):
-    """TERM and INT end the old one and the new one, with 0, though its workers never boot."""
+def test_a_stop_ends_both(hanging, number):
+    """TERM and INT end the old supervisor, with 0, and the new one, although its workers never boot."""
     server = hanging(workers=2)
     server.signal(number)
     assert server.ended() == 0
@@ -539,7 +539,7 @@ def test_a_stop_is_one_for_both(hanging, number):
 
 
 def test_a_killed_supervisor_takes_its_successor_with_it(hanging, boots):
-    """Whoever kills it wants it gone, and may start another: the new one does not take the lead behind his back."""
+    """A process that kills it may start another server: the new supervisor does not take the lead unnoticed."""
     server = hanging(workers=2)
     server.process.kill()
     server.ended()
@@ -549,7 +549,7 @@ def test_a_killed_supervisor_takes_its_successor_with_it(hanging, boots):
 
 
 def test_an_upgrade_before_anything_is_ready_is_ignored(served, start, boots):
-    """What boots boots from the newest code anyway."""
+    """Workers that boot use the newest code anyway."""
     (boots / "hang").touch()
     server = start(BOOTS, env={"BOOTS": str(boots)}, wait=False)
     wait_for((boots / "hanging").exists)
@@ -559,11 +559,11 @@ def test_an_upgrade_before_anything_is_ready_is_ignored(served, start, boots):
     server.started()
 
 
-# Afterwards: the first one stays, as a stump.
+# Afterwards: the first one stays, as the relay.
 
 
-def test_signals_reach_whoever_leads(start):
-    """TTIN, TTOU, HUP and USR1 to the process that was started first do what they did, after one upgrade and after two."""
+def test_signals_reach_the_leader(start):
+    """TTIN, TTOU, HUP and USR1 to the first process have their effect after one upgrade and after two."""
     server = start(CONTROL, workers=1)
     for generation in 2, 4:
         upgrade(server)
@@ -577,8 +577,8 @@ def test_signals_reach_whoever_leads(start):
         server.wait_log(rf"supervisor\[{leader(server)}\]: SIGUSR1: the supervisor's stack is above")
 
 
-def test_a_term_to_all_is_one_term(start, tmp_path):
-    """A service manager may send it to every process: the stump passes it on, and that is not a second one."""
+def test_a_term_to_all_processes_counts_once(start, tmp_path):
+    """A service manager may send it to every process: the relay passes its own on, and that is not a second one."""
     server = start(CONTROL)
     upgrade(server)
     with server.connect() as client:
@@ -593,8 +593,8 @@ def test_a_term_to_all_is_one_term(start, tmp_path):
     assert server.ended() == 0
 
 
-def test_a_second_term_makes_it_quick(start, tmp_path):
-    """Through the stump as well."""
+def test_a_second_term_stops_at_once(start, tmp_path):
+    """Also if both come through the relay."""
     server = start(CONTROL)
     upgrade(server)
     with server.connect() as client:
@@ -608,8 +608,8 @@ def test_a_second_term_makes_it_quick(start, tmp_path):
     (tmp_path / "go").touch()
 
 
-def test_a_stop_while_the_old_one_drains(start, tmp_path):
-    """TERM right after an upgrade: what the old worker has begun is finished all the same."""
+def test_a_stop_while_the_old_supervisor_drains(start, tmp_path):
+    """TERM right after an upgrade: the old worker's request is still finished."""
     server = start(CONTROL)
     with server.connect() as client:
         client.request(f"/until?{tmp_path}/go")
@@ -624,8 +624,8 @@ def test_a_stop_while_the_old_one_drains(start, tmp_path):
     assert server.ended() == 0
 
 
-def test_the_stump_ends_as_the_last_one_ended(start):
-    """A supervisor that dies is not an orderly end: its workers drain, the status is 1, nothing is left."""
+def test_the_relay_exits_with_the_status_of_the_last_leader(start):
+    """If the leader is killed, its workers drain, the status is 1, and nothing is left."""
     server = start(CONTROL, workers=2)
     upgrade(server)
     os.kill(upgrade(server), signal.SIGKILL)
@@ -633,8 +633,8 @@ def test_the_stump_ends_as_the_last_one_ended(start):
     nothing_is_left(server)
 
 
-def test_a_killed_stump_ends_everything(start, tmp_path):
-    """Who started us sees its end: workers finish what they have begun, then there is no process and no listener left."""
+def test_a_killed_relay_ends_everything(start, tmp_path):
+    """Workers finish their requests; then there is no process and no listener left."""
     server = start(CONTROL, workers=2)
     upgrade(server)
     with server.connect() as client:
@@ -648,8 +648,8 @@ def test_a_killed_stump_ends_everything(start, tmp_path):
     nothing_is_left(server)
 
 
-def test_generations_leave_nothing_behind(start):
-    """After three upgrades there are the stump, the supervisor and its worker; none holds descriptors of others."""
+def test_upgrades_leave_nothing_behind(start):
+    """After three upgrades there are the relay, the supervisor and its worker, and none holds the others' descriptors."""
     server = start(CONTROL)
     upgrade(server)
     counts = [descriptors(leader(server))]
@@ -687,13 +687,13 @@ UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--"]
 
 
 def can_unshare():
-    """Whether a process number space can be made here."""
+    """Whether a PID namespace can be made here."""
     return shutil.which("unshare") and not subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode
 
 
-@pytest.mark.skipif(not can_unshare(), reason="a PID namespace takes privileges that we lack (unshare(1))")
+@pytest.mark.skipif(not can_unshare(), reason="a PID namespace needs privileges that we lack (unshare(1))")
 def test_as_pid_1(start, tmp_path):
-    """A container is its PID 1: that process stays, reaps orphans, passes signals on, and ends with 0, upgraded twice."""
+    """A container lives as long as its PID 1: upgraded twice, it stays, reaps orphans, passes signals on, and exits with 0."""
     server = start(CONTROL, launcher=UNSHARE, workers=2)
     (first,) = children(server.pid)
     assert Path(f"/proc/{first}/status").read_text().split("NSpid:")[1].splitlines()[0].split()[-1] == "1"
@@ -717,20 +717,20 @@ def test_as_pid_1(start, tmp_path):
 
 
 def successor(first, old):
-    """The one child of PID 1, once it is another than the old one."""
+    """The only child of PID 1, once it is another process than the old one."""
     return wait_for(lambda: (found := children(first)) and len(found) == 1 and found != [old] and found[0])
 
 
 def alive_in(first, pid):
-    """Whether a process of that number space is none that waits to be reaped."""
+    """Whether a process of that namespace is not a zombie."""
     with contextlib.suppress(OSError):
         return ") Z " not in Path(f"/proc/{first}/root/proc/{pid}/stat").read_text()
     return True
 
 
-@pytest.mark.skipif(not can_unshare(), reason="a PID namespace takes privileges that we lack (unshare(1))")
-def test_pid_1_goes_when_its_successor_dies(start):
-    """The container ends with 1, so that whoever watches it starts another."""
+@pytest.mark.skipif(not can_unshare(), reason="a PID namespace needs privileges that we lack (unshare(1))")
+def test_pid_1_exits_when_its_successor_dies(start):
+    """The container exits with 1, so that it can be restarted."""
     server = start(CONTROL, launcher=UNSHARE)
     (first,) = children(server.pid)
     os.kill(first, signal.SIGUSR2)
