@@ -57,8 +57,6 @@ TESTED_ELSEWHERE = {
     "asgi/websocket": ["server/test_websockets.py"],
     "net/bpf": ["net/test_reuseport.py", "net/test_syn_filter.py"],
     "management/ctl": ["server/test_admin.py", "container/test_image.py"],
-    "management/routes": ["server/test_admin.py"],
-    "management/server": ["server/test_admin.py"],
     "net/context": ["server/test_limits.py"],
     "net/contracts": ["server/test_access_log.py"],
     "net/signals": ["server/test_signals.py"],
