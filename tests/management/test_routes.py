@@ -195,7 +195,7 @@ def test_an_address_that_is_taken(supervisor, management, capfd, asked):
     address = "{}:{}".format(*management.groups[0].address)
     loop = Loop()
     other = Management(loop, supervisor)
-    config = dataclasses.replace(settings("--admin", address), admin_asked=asked)
+    config = settings("--admin", address) if asked else dataclasses.replace(settings(), admin=address)
     assert other.listen(config, []) is not asked
     assert f"management: cannot listen on {address}: another server listens there" in capfd.readouterr().err
     assert other.groups == []
