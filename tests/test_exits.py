@@ -1,5 +1,6 @@
 """Exit statuses are an interface: container engines and scripts act on the numbers."""
 
+import re
 from pathlib import Path
 
 from epollard import exits
@@ -13,9 +14,9 @@ def test_the_numbers_do_not_change():
 
 
 def test_each_status_is_documented():
-    """docs/signals.md has a line for each exit status, and for no other."""
-    _, _, section = DOCUMENTED.read_text("utf-8").partition("## Exit status of the supervisor\n")
-    listed = [line.split()[0] for line in section.partition("\n## ")[0].splitlines() if line.startswith("    ")]
+    """docs/signals.md has a row for each exit status, and for no other."""
+    _, _, section = DOCUMENTED.read_text("utf-8").partition("## Exit statuses\n")
+    listed = re.findall(r"^\| ([0-9]+) \|", section.partition("\n## ")[0], re.MULTILINE)
     assert listed == [str(status) for status in (exits.OK, exits.FAILED, exits.BAD_CONFIGURATION, exits.LOAD_FAILED)]
 
 
