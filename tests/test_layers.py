@@ -54,7 +54,6 @@ TESTED_ELSEWHERE = {
     "asgi/lifespan": ["server/test_lifespan.py"],
     "asgi/runner": ["server/test_runner.py"],
     "asgi/scope": ["server/test_asgi.py"],
-    "asgi/websocket": ["server/test_websockets.py"],
     "net/bpf": ["net/test_reuseport.py", "net/test_syn_filter.py"],
     "management/ctl": ["server/test_admin.py", "container/test_image.py"],
     "net/context": ["server/test_limits.py"],
