@@ -89,56 +89,6 @@ def test_scope(server):
     }
 
 
-@pytest.mark.parametrize(
-    ("target", "path", "raw_path", "query"),
-    [
-        (b"/scope", "/scope", b"/scope", b""),
-        (b"/scope?", "/scope", b"/scope", b""),
-        (b"/scope?a?b", "/scope", b"/scope", b"a?b"),
-        (b"/scope/%2f%2525%20+", "/scope//%25 +", b"/scope/%2f%2525%20+", b""),
-        (b"/scope/%E2%82%AC", "/scope/\u20ac", b"/scope/%E2%82%AC", b""),
-        (b"/scope/%ff%41", "/scope/\ufffdA", b"/scope/%ff%41", b""),
-        (b"/scope/%ED%A0%80", "/scope/\ufffd\ufffd\ufffd", b"/scope/%ED%A0%80", b""),
-        (b"/scope/%zz%", "/scope/%zz%", b"/scope/%zz%", b""),
-        (b"/scope//a/../b", "/scope//a/../b", b"/scope//a/../b", b""),
-        (b"http://example.org/scope?a", "/scope", b"/scope", b"a"),
-        (b"http://example.org/scope/%41?a=http://b/", "/scope/A", b"/scope/%41", b"a=http://b/"),
-    ],
-)
-def test_paths(server, target, path, raw_path, query):
-    """Decoded once and as UTF-8, which `path` always is; as it was sent in `raw_path`, without the query and an authority."""
-    with server.connect() as client:
-        for _ in range(2):
-            found = scope_of(client.send(GET % target).response())
-            assert (found["path"], found["raw_path"], found["query_string"]) == (path, raw_path, query)
-            found["path"].encode()
-            host = b"example.org" if target.startswith(b"http:") else b"test"
-            assert (b"host", host) in found["headers"]
-
-
-def test_a_target_without_a_path(server):
-    """RFC 9112 3.2.2: the path of an authority alone is "/"."""
-    with server.connect() as client:
-        assert client.send(GET % b"http://example.org?x").response().body == b"Hello, world!"
-
-
-@pytest.mark.parametrize(
-    ("head", "version", "offered"),
-    [
-        (b"HTTP/1.0\r\n", "1.0", {"http.response.pathsend", "http.response.zerocopysend"}),
-        (b"HTTP/1.0\r\nTE: trailers\r\n", "1.0", {"http.response.pathsend", "http.response.zerocopysend"}),
-        (b"HTTP/1.1\r\nHost: a\r\n", "1.1", {*OFFERED}),
-        (b"HTTP/1.1\r\nHost: a\r\nTE: gzip, Trailers\r\n", "1.1", {*OFFERED, "http.response.trailers"}),
-        (b"HTTP/1.1\r\nHost: a\r\nTE: gzip\r\n", "1.1", {*OFFERED}),
-    ],
-)
-def test_what_is_offered_is_what_the_client_bears(server, head, version, offered):
-    """Trailers for who says that they are welcome (RFC 9110 6.5.1), 103 not to HTTP/1.0 (15.2)."""
-    with server.connect() as client:
-        found = scope_of(client.send(b"GET /scope ", head, b"\r\n").response())
-        assert (found["http_version"], {*found["extensions"]}) == (version, offered)
-
-
 def test_a_scope_is_the_applications_own(server):
     """Whatever an application does to it, the next request finds its own as it should be; `state` is copied, one level deep."""
     with server.connect() as client:
