@@ -96,7 +96,7 @@ def test_an_application_that_cannot_start(capfd: pytest.CaptureFixture[str], ste
 
     with pytest.raises(StartupError) as caught:
         asyncio.run(start())
-    assert str(caught.value) == reason
+    assert str(caught.value) == f"the application could not start: {reason}"
     assert capfd.readouterr().err == ""
 
 

@@ -83,7 +83,7 @@ def test_an_application_that_cannot_start() -> None:
     def ready(runner: AsgiRunner) -> None:
         raise AssertionError("ready")
 
-    with pytest.raises(StartupError, match="no database"):
+    with pytest.raises(StartupError, match="the application could not start: no database"):
         serve(App("no database"), ready)
 
 
@@ -206,15 +206,23 @@ def test_a_handshake_with_a_body_is_refused(worker: Worker, end: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [GET, ASK + b"\r\n"], ids=["http", "websocket"])
-def test_a_worker_is_idle_when_no_call_runs(worker: Worker, data: bytes) -> None:
-    """A call counts from its first wait until the application returns, whatever becomes of its client."""
-    assert worker.runner.idle
+def test_a_worker_stops_when_no_call_runs(worker: Worker, data: bytes) -> None:
+    """A call runs from its first wait until the application returns, whatever becomes of its client."""
     client = worker.client(data)
-    assert not worker.runner.idle
+    assert not worker.runner.stop_if_idle()
     client.close()
-    assert not worker.runner.idle
+    assert not worker.runner.stop_if_idle()
     worker.end()
-    assert worker.runner.idle
+    assert not worker.runner.stopping
+    assert worker.runner.stop_if_idle()
+    assert worker.runner.stopping
+
+
+def test_what_a_worker_reports_of_itself(worker: Worker) -> None:
+    """It is alive whenever it is asked, on its own loop; it is busy while that loop does not wait for events."""
+    assert worker.runner.alive(5.0) == 5.0
+    worker.loop.waited = 2.0
+    assert worker.runner.busy_seconds(5.0) == (3.0,)
 
 
 # --- Shutting down
@@ -237,10 +245,10 @@ def test_a_dismissed_call_is_cancelled_in_a_moment(
     worker.context.drain()
     worker.runner.dismiss()
     assert client.raw()
-    assert not worker.runner.idle
+    assert not worker.call.returned.done()
 
     async def wait() -> None:
-        while not worker.runner.idle:
+        while not worker.call.returned.done():
             await asyncio.sleep(0.001)
 
     worker.aio.run_until_complete(asyncio.wait_for(wait(), 10))
@@ -285,13 +293,13 @@ def test_the_code_that_blocks_the_loop_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_where_calls_wait_is_logged(worker: Worker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Each call with the frames of its coroutines, the innermost first; not more calls than a person reads."""
     clients = [worker.client(GET) for _ in range(3)]
-    worker.runner.tell()
+    worker.runner.log_calls()
     logged = capfd.readouterr().err
     assert logged.count("GET / of 127.0.0.1:1024 waits (most recent call first)\n") == 3
     assert re.search(r'File ".*puppet\.py", line \d+ in __call__\n *File ".*exchange\.py", line \d+ in run\n', logged)
     assert "more calls" not in logged
     monkeypatch.setattr(module, "REPORTED_CALLS", 1)
-    worker.runner.tell()
+    worker.runner.log_calls()
     logged = capfd.readouterr().err
     assert logged.count("waits (most recent call first)") == 1
     assert "and 2 more calls\n" in logged

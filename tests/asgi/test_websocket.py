@@ -233,7 +233,7 @@ def test_a_call_that_ends_in_its_first_step() -> None:
 
     with Worker(app) as worker:
         assert worker.client(ASK).received() == refused("403 Forbidden")
-        assert worker.runner.idle
+        assert not worker.runner._calls
 
 
 # --- Waiting
