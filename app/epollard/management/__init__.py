@@ -1,1 +1,1 @@
-"""The management listener, its pages and commands, and the command that speaks to it."""
+"""The management listener: its HTTP server, its pages and commands, and `epollardctl`, which talks to it."""

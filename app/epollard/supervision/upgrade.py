@@ -55,8 +55,8 @@ class Role(Enum):
 class Handover(NamedTuple):
     """What a supervisor leaves to its successor, channels excepted."""
 
-    listeners: list[sockets.Inheritance]  # `Listeners.bind` takes those that are still wanted
-    management: list[sockets.Inheritance]  # and `Management.listen`
+    listeners: list[sockets.Inheritance]  # `Listeners.bind` removes those that it adopts
+    management: list[sockets.Inheritance]  # so does `Management.listen`
     generation: int  # of the predecessor's workers
     slots: int  # that it had
     configured: tuple[int, int]  # how many workers its configuration asked for, at least and at most
@@ -64,7 +64,7 @@ class Handover(NamedTuple):
 
     @property
     def inheritances(self) -> list[sockets.Inheritance]:
-        """All that is left of them."""
+        """Those that have not been adopted."""
         return self.listeners + self.management
 
     def encode(self, predecessor: int, relay: int) -> str:
@@ -243,7 +243,7 @@ class Upgrade:
         self._obeyed: set[int] = set()  # signals that the relay has passed on (see `Supervisor._obey`)
         self.role = Role.LEADER
         self.handover = Handover([], [], 0, 0, (0, 0), (0, 0))  # what a predecessor has left to us
-        self.requested = ""  # why an upgrade is wanted that has not been started yet
+        self.requested = ""  # the source of a request (SIGUSR2, a command) that has not been carried out yet
         self.successor: Successor | None = None
         self._to_predecessor: Channel | None = None
         self._to_relay: Channel | None = None  # none as long as we are the first supervisor
