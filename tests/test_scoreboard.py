@@ -1,4 +1,4 @@
-"""The shared records: what a child writes its parent reads, and a record is never handed out twice."""
+"""The shared records: a parent reads what its child writes, and no record is handed out twice."""
 
 import os
 
@@ -9,7 +9,7 @@ from epollard.scoreboard import ACCEPTED, ACTIVE, FREE, REQUESTS, STARTING, STAT
 
 
 def test_a_claimed_record_is_clean_and_starting():
-    """What the last owner counted is not put down to the next."""
+    """The counts of its last owner are not attributed to the next one."""
     board = Scoreboard(1)
     record = board.claim()
     record[REQUESTS] = 7
@@ -18,7 +18,7 @@ def test_a_claimed_record_is_clean_and_starting():
 
 
 def test_no_record_is_claimed_twice():
-    """Each worker has its own record until it is freed; then there is room again."""
+    """Each worker has its own record until that is freed and can be claimed again."""
     board = Scoreboard(3)
     records = [board.claim() for _ in range(3)]
     for number, record in enumerate(records):
@@ -32,7 +32,7 @@ def test_no_record_is_claimed_twice():
 
 
 def test_a_parent_reads_what_its_child_writes():
-    """The memory is one for all processes, and numbers of 64 bits arrive whole, negative ones too."""
+    """All processes share the memory, and numbers of 64 bits arrive whole, negative ones too."""
     board = Scoreboard(2)
     record = board.claim()
     pid = os.fork()
@@ -47,6 +47,6 @@ def test_a_parent_reads_what_its_child_writes():
 
 
 def test_states_have_names():
-    """A state that is shown by another's name would be a lie on every page that shows it."""
+    """The pages of the management listener show the right name for each state."""
     states = [scoreboard.FREE, scoreboard.STARTING, scoreboard.READY, scoreboard.DRAINING]
     assert [scoreboard.STATE_NAMES[state] for state in states] == ["free", "starting", "ready", "draining"]

@@ -4,6 +4,8 @@ The *desired* state is how many workers there are to be, of which generation, an
 state is the slots and their processes. A signal or a command changes the desired state. `_reconcile` compares the two and takes
 the next step; it runs after every turn of the loop, may run at any time, and does nothing if there is nothing to do. There is
 one thread.
+
+Long: whatever changes the desired state, and whatever acts on it, is best read in one place.
 """
 
 import dataclasses
@@ -291,7 +293,7 @@ class Supervisor:
         self._workers = self._listeners.resize(self._now, self._workers)
         self._retire_slots()
         if process := self._rollout.choose_for_recycling(self._pool.processes.values(), self._due_for_recycling):
-            log.info(f"{process} {process.recycle_reason}: it is replaced")
+            log.info(f"{process} {process.recycle_reason}: replacing it")
         for slot in self._listeners.slots:
             if self._replace(slot):
                 worker = self._start(slot)

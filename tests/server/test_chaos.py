@@ -45,7 +45,7 @@ def test_what_is_asked_of_it_loses_nothing(served):
             server.signal(number)
             before = clients.count
             wait_for(lambda before=before: clients.count > before + 300)
-        server.wait_log("requests: it is replaced")
+        server.wait_log("requests: replacing it")
         server.wait_log("of generation 3 ready")
         ended = time.monotonic()
         server.signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""TERM: readiness fails first, nobody who has connected is lost, idle clients get a last chance."""
+"""TERM: readiness fails first, no client that has connected is lost, idle clients get a last chance."""
 
 import contextlib
 import json
@@ -23,8 +23,8 @@ def readiness(server):
     return answer.status, json.loads(answer.body)["reasons"]
 
 
-def test_readiness_fails_first_and_all_goes_on_meanwhile(start):
-    """With a delay: not ready at once, but new clients are served, old ones keep on, and workers are replaced."""
+def test_readiness_fails_first_while_the_server_keeps_serving(start):
+    """During the delay /readyz fails, but new clients are served, old ones stay, and workers are replaced."""
     server = start(CONTROL, workers=2, admin=ANY, drain_delay="3s")
     with server.connect() as client:
         assert client.get("/").text == "hello"
@@ -37,7 +37,7 @@ def test_readiness_fails_first_and_all_goes_on_meanwhile(start):
         server.connect().request("/exit?1").close()
         server.wait_log("is ready")
         assert server.get("/").text == "hello"
-        assert time.monotonic() - asked < 3  # or what has been seen is not what was to be seen
+        assert time.monotonic() - asked < 3  # or this test has not seen the delay
         assert server.ended() == 0
         assert time.monotonic() - asked >= 3
     assert "SIGTERM: /readyz fails from now on; draining begins in 3 s" in server.log
@@ -45,7 +45,7 @@ def test_readiness_fails_first_and_all_goes_on_meanwhile(start):
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_does_not_wait_for_the_delay(start, second):
-    """Who asks again wants no delay."""
+    """The sender of a second signal wants no delay."""
     server = start(CONTROL, drain_delay="60s")
     server.signal(signal.SIGTERM)
     server.wait_log("draining begins in")
@@ -54,7 +54,7 @@ def test_a_second_signal_does_not_wait_for_the_delay(start, second):
 
 
 def test_a_server_that_drains_takes_no_commands(start):
-    """What is about to end is not reloaded or scaled, by signal or by command."""
+    """A server that is about to end is not reloaded or scaled, be it by signal or by command."""
     server = start(CONTROL, admin=ANY, drain_delay="1s")
     server.signal(signal.SIGTERM)
     server.wait_log("draining begins in")
@@ -69,8 +69,8 @@ def test_a_server_that_drains_takes_no_commands(start):
 
 @pytest.mark.parametrize("options", [{}, {"steer": "off"}, {"bind": "[::1]:0"}], ids=["steered", "hash", "v6"])
 @pytest.mark.parametrize("workers", [1, 4])
-def test_who_has_connected_is_answered(start, options, workers):
-    """Clients that have connected and said nothing are in no queue of ours yet; TERM waits for them, and answers them all."""
+def test_clients_that_have_connected_are_answered(start, options, workers):
+    """Clients that have connected and sent nothing are not in our queues yet; TERM waits for them, and all are answered."""
     server = start(HELLO, workers=workers, **options)
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(server.connect()) for _ in range(40)]
@@ -83,8 +83,8 @@ def test_who_has_connected_is_answered(start, options, workers):
     assert "stopped: 40 connections accepted, 40 requests answered, 0 cut short" in server.log
 
 
-def test_who_comes_too_late_is_refused_and_not_reset(start):
-    """While the others are waited for, a new client is not let in and then dropped: it hears that nobody listens."""
+def test_a_client_that_comes_too_late_is_refused_and_not_reset(start):
+    """While earlier clients are waited for, a new one is not accepted and then dropped: its connection is refused."""
     server = start(HELLO)
     with server.connect() as silent:
         server.signal(signal.SIGTERM)
@@ -96,14 +96,14 @@ def test_who_comes_too_late_is_refused_and_not_reset(start):
 
 
 def test_idle_clients_have_a_last_chance(start):
-    """A connection that is kept alive may ask once more after TERM; the answer says that it closes."""
+    """A kept-alive connection may send one more request after TERM; the response says that it closes."""
     server = start(HELLO, workers=2, log_level="debug")
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(20)]
         for client in clients:
             assert client.get("/").header("connection") is None
         server.signal(signal.SIGTERM)
-        wait_for(lambda: server.log.count(" draining: ") == 2)  # and no later, for the chance is a short one
+        wait_for(lambda: server.log.count(" draining: ") == 2)  # and no later, because that time is short
         for client in clients:
             client.request("/")
         for client in clients:
@@ -115,8 +115,8 @@ def test_idle_clients_have_a_last_chance(start):
     assert "20 connections accepted, 40 requests answered, 0 cut short" in server.log
 
 
-def test_idle_clients_end_in_order(start):
-    """Who says nothing more sees the end of the stream, and no reset."""
+def test_idle_clients_see_an_orderly_end(start):
+    """A client that sends nothing more sees the end of the stream, and no reset."""
     server = start(HELLO)
     with server.connect() as client:
         client.get("/")
@@ -126,7 +126,7 @@ def test_idle_clients_end_in_order(start):
 
 
 def test_term_under_load_loses_nothing(start):
-    """60 clients, half of them on kept connections: all that connect are answered, and the closing line counts them."""
+    """60 clients, half of them on kept connections: all that connect are answered, and the last log line counts them."""
     server = start(HELLO, workers=3)
     with Load(server.address, clients=60) as load:
         wait_for(lambda: load.count > 2000)

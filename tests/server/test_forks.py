@@ -1,4 +1,4 @@
-"""Promises to applications that fork a process of their own."""
+"""Promises to applications that fork processes of their own."""
 
 import signal
 from pathlib import Path
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.one_thread
 
 
 def test_a_child_of_the_application_holds_no_client(serve, tmp_path):
-    """A client whose connection the worker closes is told so, though a child that was forked meanwhile lives on."""
+    """A client whose connection the worker closes notices it, though a child that was forked meanwhile lives on."""
     server = serve(APP)
     here = tmp_path / "here"
     with server.connect() as client, server.connect() as other:
@@ -26,7 +26,7 @@ def test_a_child_of_the_application_holds_no_client(serve, tmp_path):
 
 
 def test_a_signal_to_a_child_is_not_one_to_its_worker(serve, tmp_path):
-    """`terminate()` of multiprocessing ends the child, by SIGTERM's default; the worker goes on."""
+    """`terminate()` of multiprocessing ends the child, by SIGTERM's default; the worker carries on."""
     server = serve(APP)
     before = server.workers()
     here = tmp_path / "here"
@@ -38,7 +38,7 @@ def test_a_signal_to_a_child_is_not_one_to_its_worker(serve, tmp_path):
 
 
 def test_a_child_of_the_import_holds_no_address(start, tmp_path):
-    """Where it outlives the server, another server can have the address."""
+    """If it outlives the server, another server can have the address."""
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "daemon.py").write_text(
         "import os, time\n"
@@ -56,7 +56,7 @@ def test_a_child_of_the_import_holds_no_address(start, tmp_path):
 
 
 def test_a_child_does_not_keep_the_loop_busy(serve, tmp_path):
-    """epoll tells of open files, not of descriptors: what the worker closes the child must not keep, or it tells for ever."""
+    """epoll reports open files, not descriptors: a child must not keep what the worker closes, or there are events for ever."""
     server = serve(APP)
     here = tmp_path / "here"
     with server.connect() as client:
@@ -71,6 +71,6 @@ def test_a_child_does_not_keep_the_loop_busy(serve, tmp_path):
 
 
 def _switches(pid: int) -> int:
-    """How often its threads have waited."""
+    """How often the threads of a process have waited."""
     lines = [line for path in Path(f"/proc/{pid}/task").glob("*/status") for line in path.read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))

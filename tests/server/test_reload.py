@@ -1,4 +1,4 @@
-"""HUP: new code is served without a gap; bad code never takes the place of good code."""
+"""HUP: new code takes over without a gap; bad code never replaces good code."""
 
 import contextlib
 import os
@@ -11,8 +11,8 @@ from load import Load
 BOOTS = "apps.boots:app"
 
 
-def test_new_code_is_served_without_a_gap(served, boots):
-    """Every request is answered, first by the old code and then by the new; then all workers are new."""
+def test_new_code_takes_over_without_a_gap(served, boots):
+    """Every request is answered, first by the old code, later by the new one; in the end all workers are new."""
     server = served(workers=3)
     old = server.workers()
     (boots / "version").write_text("2")
@@ -26,7 +26,7 @@ def test_new_code_is_served_without_a_gap(served, boots):
 
 
 def test_reloads_under_load_lose_nothing(start):
-    """Five reloads while twenty clients ask: every request is answered."""
+    """Five reloads while twenty clients send requests: every request is answered."""
     server = start(workers=3)
     with Load(server.address) as load:
         for generation in range(2, 7):
@@ -38,7 +38,7 @@ def test_reloads_under_load_lose_nothing(start):
 
 
 def test_the_configuration_is_read_again(start, tmp_path):
-    """What the file says now holds for the new workers: another application, other limits, more of them."""
+    """New workers have the new settings: another application, other limits, another number of workers."""
     file = tmp_path / "it.toml"
     file.write_text("workers = 1\nmax_line = '1k'")
     server = start(None, workers=[], config=file)
@@ -51,7 +51,7 @@ def test_the_configuration_is_read_again(start, tmp_path):
 
 
 def test_a_relative_file_is_found_again(start, tmp_path):
-    """It is looked for where it was at the start, though the server has gone to --chdir since."""
+    """It is looked up in the directory of the start, though the server has changed to --chdir since."""
     directory = tmp_path / "server-1"
     (tmp_path / "elsewhere").mkdir()
     server = start(None, workers=[], chdir="../elsewhere", env={"WORKERS": "2"})
@@ -64,7 +64,7 @@ def test_a_relative_file_is_found_again(start, tmp_path):
 
 
 def test_a_bad_configuration_changes_nothing(start, tmp_path):
-    """It is refused with the line that a start would end with; workers, their number and their code stay."""
+    """The log has the error with which a start would end; workers, their number and their code stay."""
     file = tmp_path / "it.toml"
     file.write_text("workers = 2")
     server = start(None, workers=[], config=file)
@@ -79,7 +79,7 @@ def test_a_bad_configuration_changes_nothing(start, tmp_path):
 
 
 def test_a_directory_that_is_gone_changes_nothing(start, tmp_path):
-    """Of an old release, say: the reload is refused, and the server goes on."""
+    """It may be that of an old release: the reload is refused, and the server carries on."""
     release = tmp_path / "release"
     release.mkdir()
     server = start(chdir=release)
@@ -88,13 +88,13 @@ def test_a_directory_that_is_gone_changes_nothing(start, tmp_path):
     server.wait_log("SIGHUP: nothing is reloaded: --chdir: .* is not a directory")
     release.mkdir()
     server.signal(signal.SIGHUP)
-    server.wait_log("apps.hello:app: the current directory is gone")  # one of the same name is not the same
+    server.wait_log("apps.hello:app: the current directory is gone")  # a new one of the same name is another directory
     server.wait_log("generation 2 does not boot: the workers of generation 1 stay")
     assert server.get("/").status == 200
 
 
 def test_listeners_stay_as_they_are(start, tmp_path):
-    """An address that has changed takes a new start: the log says so, and the rest is reloaded."""
+    """Options of the listeners need an upgrade: the log says so, and everything else is reloaded."""
     file = tmp_path / "it.toml"
     file.write_text("threads = 1")
     server = start(None, config=file)
@@ -105,7 +105,7 @@ def test_listeners_stay_as_they_are(start, tmp_path):
 
 
 def test_an_application_that_does_not_boot_takes_its_configuration_with_it(start, boots, tmp_path):
-    """A worker that dies after a failed reload is replaced by what served before it."""
+    """A worker that dies after a failed reload is replaced by one with the old configuration."""
     file = tmp_path / "it.toml"
     file.write_text("app = 'apps.control:app'")
     server = start(None, config=file)
@@ -118,8 +118,8 @@ def test_an_application_that_does_not_boot_takes_its_configuration_with_it(start
     assert server.get("/env").text == "0 1"
 
 
-def test_keep_alive_connections_are_told(served):
-    """A client between two requests is not left hanging: its connection ends, and it may come again."""
+def test_idle_connections_are_closed(served):
+    """A client between two requests is not left hanging: its connection is closed, and it may connect again."""
     server = served(workers=1)
     with server.connect() as client:
         assert client.get("/").text == "1"
@@ -129,7 +129,7 @@ def test_keep_alive_connections_are_told(served):
 
 
 def test_a_client_between_two_requests_has_time(served):
-    """Whoever asks again within some seconds is answered by the worker that it has, and told then: no request meets a close."""
+    """A client that sends another request within seconds is answered by its old worker, with `Connection: close`."""
     server = served(workers=1)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(20)]
@@ -144,8 +144,8 @@ def test_a_client_between_two_requests_has_time(served):
             assert (answer.text, answer.header("connection")) == ("1", "close")
 
 
-def test_a_stop_does_not_wait_for_those_who_have_time(served):
-    """After a reload an idle client has seconds; when the whole server goes it has no more of them."""
+def test_a_stop_shortens_the_time_of_idle_clients(served):
+    """After a reload an idle client has some seconds; when the whole server stops, it has them no longer."""
     server = served(workers=1)
     with server.connect() as client:
         assert client.get("/").text == "1"
@@ -159,7 +159,7 @@ def test_a_stop_does_not_wait_for_those_who_have_time(served):
 
 
 def test_the_old_worker_finishes_its_request(start, tmp_path):
-    """A request that is running when the reload comes is answered by the worker that has it."""
+    """A request in flight during the reload is answered by the worker that has it."""
     server = start("apps.control:app")
     (old,) = server.workers()
     with server.connect() as client:
@@ -167,15 +167,15 @@ def test_the_old_worker_finishes_its_request(start, tmp_path):
         wait_for((tmp_path / "go.running").exists)
         server.signal(signal.SIGHUP)
         server.wait_log("1 worker of generation 2 ready")
-        wait_for(lambda: server.get("/env").text == "0 2")  # until its queue is empty the old one answers too
+        wait_for(lambda: server.get("/env").text == "0 2")  # until its queue is empty, the old one answers too
         assert old in server.workers()
         (tmp_path / "go").touch()
         assert client.response().text == "done"
     server.wait_log(rf"worker 0 \(pid {old}\) exited with 0")
 
 
-def test_connections_that_wait_are_handed_over(served, boots):
-    """What is in the old worker's queue is answered by the old one or the new one, but answered."""
+def test_queued_connections_are_answered(served, boots):
+    """Connections in the old worker's queue are answered, be it by the old worker or by the new one."""
     server = served(workers=1)
     (old,) = server.workers()
     os.kill(old, signal.SIGSTOP)  # or it would have answered before the reload
@@ -189,7 +189,7 @@ def test_connections_that_wait_are_handed_over(served, boots):
 
 
 def test_bad_code_does_not_replace_good_code(served, boots):
-    """The first replacement fails to boot: the log says why, once, and every old worker stays. Mended code is then served."""
+    """If the first replacement does not boot, the log says why once, and every old worker stays. Mended code is then served."""
     server = served(workers=3)
     old = server.workers()
     (boots / "raise").touch()
@@ -208,7 +208,7 @@ def test_bad_code_does_not_replace_good_code(served, boots):
 
 
 def test_code_that_hangs_does_not_replace_good_code(served, boots):
-    """A replacement that is not ready in time is killed, and the old worker has never stopped serving."""
+    """A replacement that is not ready in time is killed, and the old worker keeps serving all along."""
     server = served(workers=1, boot_timeout=1)
     old = server.workers()
     (boots / "hang").touch()
@@ -234,7 +234,7 @@ def test_one_slot_at_a_time(served, boots):
 
 
 def test_a_second_reload_overtakes_the_first(served, boots):
-    """Code that hangs while it boots need not be waited for once better code is there."""
+    """Code that hangs while it boots need not be waited for once there is newer code."""
     server = served(workers=2)
     (boots / "for ever").touch()
     (boots / "hang").write_text("for ever")
@@ -252,7 +252,7 @@ def test_a_second_reload_overtakes_the_first(served, boots):
 
 
 def test_a_worker_that_dies_later_does_not_undo_a_reload(served, boots):
-    """Once the new generation has served, a death is a death: it is replaced by the new code."""
+    """Once a worker of the new generation has been ready, a worker that dies is replaced by the new code."""
     server = served(workers=1)
     (boots / "version").write_text("2")
     server.signal(signal.SIGHUP)
@@ -264,7 +264,7 @@ def test_a_worker_that_dies_later_does_not_undo_a_reload(served, boots):
 
 
 def test_a_reload_before_anything_is_ready_is_ignored(served, start, boots):
-    """What boots boots from the newest code anyway."""
+    """The workers that boot have the newest code anyway."""
     (boots / "hang").touch()
     server = start(BOOTS, env={"BOOTS": str(boots)}, wait=False)
     wait_for((boots / "hanging").exists)

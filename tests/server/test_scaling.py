@@ -1,4 +1,4 @@
-"""More workers and fewer, while clients ask: nobody is turned away, and new connections go where there is room."""
+"""Scaling up and down while clients send requests: no client is rejected, and new connections go to the emptiest worker."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ PID = b"GET /pid HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
 def test_up_and_down_under_load_loses_nothing(start):
-    """Eight times two workers more and two fewer: every request is answered."""
+    """Four times up by two workers and down again: every request is answered."""
     server = start(workers=2)
     with Load(server.address) as load:
         for _ in range(4):
@@ -24,8 +24,8 @@ def test_up_and_down_under_load_loses_nothing(start):
     assert load.failures == []
 
 
-def test_a_slot_that_is_given_up_serves_those_who_have_connected(start):
-    """Who has connected before TTOU and speaks only afterwards is answered: handshakes under way are waited for."""
+def test_a_slot_that_retires_serves_clients_that_have_connected(start):
+    """A client that connected before TTOU and sends its request after it is answered: handshakes in progress are waited for."""
     server = start(workers=4)
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(server.connect()) for _ in range(40)]
@@ -36,7 +36,7 @@ def test_a_slot_that_is_given_up_serves_those_who_have_connected(start):
 
 
 def test_a_slot_that_is_wanted_again_stays(start):
-    """TTIN right after TTOU: the worker that was to go is kept."""
+    """TTIN right after TTOU: the worker that was about to retire is kept."""
     server = start(workers=2)
     workers = server.workers()
     scale(server, 1)
@@ -46,7 +46,7 @@ def test_a_slot_that_is_wanted_again_stays(start):
 
 
 def test_long_lived_connections_are_even(start):
-    """2,000 that are opened in bursts over 4 workers: the fullest holds at most 1.1 times the mean."""
+    """2,000 connections, opened in bursts, over 4 workers: the fullest has at most 1.1 times the mean."""
     server = start(workers=4)
     with contextlib.ExitStack() as stack:
         clients = []
@@ -59,7 +59,7 @@ def test_long_lived_connections_are_even(start):
 
 
 def test_a_new_worker_fills_up_first(start):
-    """Three hold connections and a fourth comes: most new ones go to it, until it has as many as the others."""
+    """Two workers have connections and a third one starts: most new ones go to it, until it has as many as the others."""
     server = start(workers=2)
     old = {str(pid).encode() for pid in server.workers()}
     with contextlib.ExitStack() as stack:
@@ -76,7 +76,7 @@ def test_a_new_worker_fills_up_first(start):
 
 
 def test_steering_can_be_switched_off(start):
-    """Then the kernel's hash spreads connections, and scaling still answers whoever it has taken."""
+    """The kernel's hash then spreads connections, and scaling still loses none of them."""
     server = start(workers=2, steer="off")
     assert len(load_of(server, 40)) == 2
     server.signal(signal.SIGTTOU)
@@ -86,29 +86,29 @@ def test_steering_can_be_switched_off(start):
 
 
 def test_a_unix_socket_is_not_steered(start, tmp_path):
-    """It says so once, and serves."""
+    """The log says so once, and the socket is served."""
     server = start(workers=2, bind=f"unix:{tmp_path}/it")
     assert server.log.count("its connections are not steered") == 1
 
 
 def scale(server, workers):
-    """One signal after the other: two that wait to be delivered are one (signal(7))."""
-    while (wanted := want(server)) != workers:
-        server.signal(signal.SIGTTIN if workers > wanted else signal.SIGTTOU)
-        wait_for(lambda wanted=wanted: want(server) != wanted)
+    """One signal after the other, since two pending signals of a kind are one (signal(7))."""
+    while (count := desired(server)) != workers:
+        server.signal(signal.SIGTTIN if workers > count else signal.SIGTTOU)
+        wait_for(lambda count=count: desired(server) != count)
 
 
-def want(server):
+def desired(server):
     return int((re.findall(r"scaling to (\d+) worker", server.log) or re.findall(r"(\d+) workers: from", server.log))[-1])
 
 
 def load_of(server, count):
-    """Which workers answer so many connections, one after the other."""
+    """How many of `count` connections, one after the other, each worker answers."""
     return Counter(server.get("/pid").text for _ in range(count))
 
 
 def load_by_worker(clients):
-    """Ask each client's worker who it is."""
+    """How many of these connections each worker has."""
     found: Counter[int] = Counter()
     for client in clients:
         client.setblocking(False)

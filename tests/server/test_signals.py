@@ -1,4 +1,4 @@
-"""TTIN, TTOU, USR1: what they do to a server that goes on serving."""
+"""TTIN, TTOU, USR1, while the server keeps serving."""
 
 import os
 import re
@@ -11,8 +11,8 @@ from harness import wait_for
 CONTROL = "apps.control:app"
 
 
-def test_ttin_is_one_worker_more(start):
-    """The new worker has a slot and a listener of its own, and answers."""
+def test_ttin_adds_a_worker(start):
+    """It has a slot and a listener of its own, and answers."""
     server = start(CONTROL, workers=1)
     (first,) = server.workers()
     server.signal(signal.SIGTTIN)
@@ -23,8 +23,8 @@ def test_ttin_is_one_worker_more(start):
     assert seen == {"0 1", "1 1"}
 
 
-def test_ttou_is_one_worker_fewer(start, tmp_path):
-    """The one in the highest slot finishes what it has begun; from then on the others get every connection."""
+def test_ttou_removes_a_worker(start, tmp_path):
+    """The one in the highest slot finishes its requests; all new connections go to the other one."""
     server = start(CONTROL, workers=2)
     first, second = server.workers()
     client = None
@@ -55,7 +55,7 @@ def listeners_of(pid):
 
 
 def test_ttou_leaves_the_last_worker(start):
-    """There is never less than one."""
+    """There is always at least one."""
     server = start(CONTROL, workers=1)
     (first,) = server.workers()
     server.signal(signal.SIGTTOU)
@@ -64,7 +64,7 @@ def test_ttou_leaves_the_last_worker(start):
 
 
 def test_up_and_down_loses_no_connection(start):
-    """While workers come and go, one connection after the other is answered."""
+    """While workers are added, one connection after the other is answered."""
     server = start(CONTROL, workers=2)
     for number, count in (signal.SIGTTIN, 3), (signal.SIGTTIN, 4), (signal.SIGTTIN, 5), (signal.SIGTTIN, 6):
         server.signal(number)
@@ -74,13 +74,13 @@ def test_up_and_down_loses_no_connection(start):
 
 @pytest.mark.parametrize("threads", [1, 8])
 def test_usr1_shows_every_stack(start, threads):
-    """The supervisor's own, and those of all threads of all workers; everything goes on."""
+    """The supervisor's own, and those of all threads of all workers; everything keeps running."""
     server = start(CONTROL, workers=2, threads=threads)
     workers = server.workers()
     server.signal(signal.SIGUSR1)
     server.wait_log(r'supervisor\.py", line \d+ in run$')
     server.wait_log(r'worker\.py", line \d+ in run$', 2)
-    for pid in workers:  # one after the other, each under its name
+    for pid in workers:  # one after the other, each with a heading
         assert re.search(rf"the stacks of worker \d \(pid {pid}\):\n(Thread|Current thread|Stack) ", server.log)
     assert server.get("/").text == "hello"
     assert server.workers() == workers
@@ -89,8 +89,8 @@ def test_usr1_shows_every_stack(start, threads):
 @pytest.mark.parametrize(
     "number", [signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]
 )
-def test_a_worker_survives_what_is_meant_for_the_supervisor(start, number):
-    """A terminal or `kill 0` sends a signal to every process of the group; a worker acts on TERM and QUIT alone."""
+def test_a_worker_survives_signals_that_are_meant_for_the_supervisor(start, number):
+    """A terminal or `kill 0` sends a signal to every process of the group; a worker acts only on TERM and QUIT."""
     server = start(CONTROL)
     workers = server.workers()
     os.kill(workers[0], number)

@@ -1,4 +1,4 @@
-"""How it ends: TERM loses nothing, INT and QUIT lose no time, and the exit status is 0 either way."""
+"""How the server stops: TERM loses nothing, INT and QUIT lose no time, and the exit status is 0 either way."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ BOOTS = "apps.boots:app"
 
 @pytest.fixture(params=["app", "asgi"], ids=["wsgi", "asgi"])
 def control(request):
-    """The application that does what it is told, with each interface."""
+    """The application that its requests control, for each interface."""
     return f"apps.control:{request.param}"
 
 
 @pytest.fixture
 def running(tmp_path):
-    """A client whose request is running; it is done as soon as `finish()` is called."""
+    """A client whose request is in flight; it is done as soon as `finish()` is called."""
     with contextlib.ExitStack() as stack:
 
         def running(server):
@@ -36,7 +36,7 @@ def running(tmp_path):
 
 
 def seconds_to_end(server, number):
-    """From a signal to the end, which must be a good one."""
+    """From a signal to the exit, whose status must be 0."""
     asked = time.monotonic()
     server.signal(number)
     assert server.ended() == 0
@@ -46,7 +46,7 @@ def seconds_to_end(server, number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 @pytest.mark.parametrize("options", [{"workers": 4}, {"workers": 1, "threads": 1}], ids=["many", "one"])
 def test_an_idle_server_stops_at_once(start, control, number, options):
-    """Under a second, with status 0."""
+    """In less than a second, with status 0."""
 
     def stop():
         server = start(control, **options)
@@ -56,8 +56,8 @@ def test_an_idle_server_stops_at_once(start, control, number, options):
     assert any(stop() < 1 * SCALE for _ in range(3))  # a busy machine only adds
 
 
-def test_a_stop_is_heard_though_who_started_us_heard_none(start):
-    """A signal mask is inherited: the server has one of its own."""
+def test_a_stop_works_though_signals_were_blocked_at_the_start(start):
+    """A signal mask is inherited: the server unblocks its signals."""
     block = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
     server = start(launcher=[sys.executable, "-c", f"import os, signal, sys; {block}; os.execv(sys.argv[1], sys.argv[1:])"])
     server.signal(signal.SIGTERM)
@@ -65,8 +65,8 @@ def test_a_stop_is_heard_though_who_started_us_heard_none(start):
 
 
 @pytest.mark.parametrize(("number", "seconds"), [(signal.SIGTERM, 5), (signal.SIGINT, 1), (signal.SIGQUIT, 1)])
-def test_idle_clients_do_not_hold_up_the_end(start, control, number, seconds):
-    """A connection without a request is closed at once, or, where there is time, after a last chance to ask."""
+def test_idle_clients_do_not_delay_the_stop(start, control, number, seconds):
+    """A connection without a request is closed at once, or, if there is time, after a last chance for a request."""
     server = start(control, workers=2)
     with server.connect() as client:
         client.get("/")
@@ -75,8 +75,8 @@ def test_idle_clients_do_not_hold_up_the_end(start, control, number, seconds):
         assert client.closed()
 
 
-def test_term_finishes_what_has_begun(start, control, running):
-    """The request that runs is answered; meanwhile nobody listens any more."""
+def test_term_finishes_requests_in_flight(start, control, running):
+    """The request in flight is answered; meanwhile new connections are refused."""
     server = start(control, workers=2)
     client = running(server)
     server.signal(signal.SIGTERM)
@@ -87,8 +87,8 @@ def test_term_finishes_what_has_begun(start, control, running):
     assert re.search(r"stopped: \d+ connections accepted, 1 requests answered, 0 cut short", server.log)  # `refuses` connects
 
 
-def test_term_waits_for_a_body_and_says_that_the_connection_ends(start):
-    """A request whose body is on its way is answered, and its client told that it is the last one."""
+def test_term_waits_for_a_body_and_announces_the_close(start):
+    """A request whose body is on its way is answered, and the response says that the connection closes."""
     server = start("apps.control:app", workers=2)
     with server.connect() as client:
         client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhe")
@@ -102,16 +102,16 @@ def test_term_waits_for_a_body_and_says_that_the_connection_ends(start):
 
 def refuses(address):
     try:
-        Client(address, timeout=2 * SCALE).close()  # while the server closes, a client is let wait for a second
+        Client(address, timeout=2 * SCALE).close()  # while the server closes, a client may have to wait for a second
     except ConnectionRefusedError:
         return True
-    except TimeoutError:  # not heard: the doors are shut while those who are on the way come in
+    except TimeoutError:  # the SYN was dropped, while earlier handshakes complete
         pass
     return False
 
 
-def test_term_answers_what_waits_in_the_queues(start, control):
-    """Connections that the kernel had accepted before the stop are answered after it, all of them."""
+def test_term_answers_connections_in_the_queues(start, control):
+    """All connections that the kernel had accepted before the stop are answered after it."""
     server = start(control, workers=2)
     for pid in server.workers():
         os.kill(pid, signal.SIGSTOP)
@@ -125,8 +125,8 @@ def test_term_answers_what_waits_in_the_queues(start, control):
     assert server.ended() == 0
 
 
-def test_term_answers_who_is_on_the_way(start, control):
-    """A client that has connected and speaks only after the stop has begun is answered; who comes meanwhile is not let in."""
+def test_term_answers_clients_whose_handshake_is_in_progress(start, control):
+    """A client that connected before the stop and sends its request after it is answered; a new client is not let in."""
     server = start(control, workers=2)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(50)]
@@ -138,8 +138,8 @@ def test_term_answers_who_is_on_the_way(start, control):
         assert server.ended() == 0
 
 
-def test_term_answers_who_came_to_a_slot_without_a_worker(start, tmp_path):
-    """Its worker is dead and the replacement still boots: whoever is on the way to it is answered by a sibling."""
+def test_term_answers_clients_of_a_slot_without_a_worker(start, tmp_path):
+    """Its worker is dead and the replacement still boots: a sibling answers the clients that connected to it."""
     server = start(BOOTS, workers=2, steer="off", env={"BOOTS": str(tmp_path)})
     (tmp_path / "hang").touch()
     os.kill(server.workers()[0], signal.SIGKILL)
@@ -154,8 +154,8 @@ def test_term_answers_who_came_to_a_slot_without_a_worker(start, tmp_path):
         assert server.ended() == 0
 
 
-def test_term_answers_who_waits_in_a_unix_socket(start, control, tmp_path):
-    """Connecting is one step there: all who have connected are answered, and nobody connects any more."""
+def test_term_answers_clients_in_the_queue_of_a_unix_socket(start, control, tmp_path):
+    """Connecting is one step there: all clients that have connected are answered, and new ones are refused."""
     server = start(control, workers=2, bind=f"unix:{tmp_path}/it")
     for pid in server.workers():
         os.kill(pid, signal.SIGSTOP)
@@ -163,7 +163,7 @@ def test_term_answers_who_waits_in_a_unix_socket(start, control, tmp_path):
         clients = [stack.enter_context(Client(f"{tmp_path}/it")).request("/") for _ in range(50)]
         server.signal(signal.SIGTERM)
         server.wait_log("SIGTERM: shutting down")
-        wait_for(lambda: refuses(f"{tmp_path}/it"))  # the word comes a moment before the deed
+        wait_for(lambda: refuses(f"{tmp_path}/it"))  # the log line comes a moment earlier
         for pid in server.workers():
             os.kill(pid, signal.SIGCONT)
         assert [client.response().text for client in clients] == ["hello"] * 50
@@ -171,7 +171,7 @@ def test_term_answers_who_waits_in_a_unix_socket(start, control, tmp_path):
 
 
 def test_term_waits_no_longer_than_the_graceful_timeout(start, control, running):
-    """What still runs then is shown in the log and cut; the server was asked to stop, so the status is 0."""
+    """A request that still runs then is shown in the log and cut; the server was asked to stop, so the status is 0."""
     server = start(control, graceful_timeout=1)
     client = running(server)
     server.signal(signal.SIGTERM)
@@ -186,7 +186,7 @@ def test_term_waits_no_longer_than_the_graceful_timeout(start, control, running)
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_makes_it_quick(start, control, running, second):
-    """Who asks again does not want to wait for the request that runs."""
+    """The sender of a second signal does not want to wait for the request in flight."""
     server = start(control, graceful_timeout=60)
     running(server)
     server.signal(signal.SIGTERM)
@@ -197,8 +197,8 @@ def test_a_second_signal_makes_it_quick(start, control, running, second):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
-def test_a_signal_to_who_is_about_to_be_gone_changes_no_status(start, number):
-    """However late it comes: the server stopped as asked."""
+def test_a_late_signal_does_not_change_the_status(start, number):
+    """However late it comes, the server has stopped as asked."""
     server = start()
     server.signal(signal.SIGTERM)
     while server.process.poll() is None:
@@ -209,7 +209,7 @@ def test_a_signal_to_who_is_about_to_be_gone_changes_no_status(start, number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 @pytest.mark.parametrize("threads", [1, 8])
 def test_a_quick_stop_does_not_wait(start, control, running, number, threads):
-    """A request that runs is given two seconds and no more."""
+    """A request in flight has two seconds and no more."""
     server = start(control, workers=2, threads=threads, graceful_timeout=60)
     running(server)
     server.signal(number)
@@ -217,7 +217,7 @@ def test_a_quick_stop_does_not_wait(start, control, running, number, threads):
 
 
 def test_control_c_in_a_terminal(start, control, running):
-    """The terminal sends INT to every process: no traceback, status 0."""
+    """The terminal sends INT to every process: there is no traceback, and the status is 0."""
     server = start(control, workers=2, graceful_timeout=60)
     running(server)
     os.killpg(server.pid, signal.SIGINT)
@@ -228,7 +228,7 @@ def test_control_c_in_a_terminal(start, control, running):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_booting_server_stops_at_once(start, tmp_path, number):
-    """An application that is still being imported has nothing to finish."""
+    """A worker that is still importing the application has nothing to finish."""
     (tmp_path / "hang").touch()
 
     def stop():
@@ -240,8 +240,8 @@ def test_a_booting_server_stops_at_once(start, tmp_path, number):
     assert any(stop() < 1 * SCALE for _ in range(3))  # a busy machine only adds
 
 
-def test_a_worker_that_is_stopped_does_not_hold_up_the_end(start, control):
-    """A worker that cannot hear us is killed when its time is over."""
+def test_a_suspended_worker_does_not_delay_the_stop(start, control):
+    """A worker that does not react to signals is killed when its time is up."""
     server = start(control, workers=2, graceful_timeout=1)
     os.kill(server.workers()[0], signal.SIGSTOP)
     server.signal(signal.SIGTERM)
@@ -250,7 +250,7 @@ def test_a_worker_that_is_stopped_does_not_hold_up_the_end(start, control):
 
 
 def test_the_file_of_a_unix_socket_is_removed(start, control, tmp_path):
-    """At the end only, and by the supervisor only: a dying worker leaves it to its replacement."""
+    """Only at the end, and only by the supervisor: a worker that exits leaves it to its replacement."""
     path = tmp_path / "it.sock"
     server = start(control, bind=f"unix:{path}", workers=2)
     os.kill(server.workers()[0], signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Workers die in every way, and the server goes on: each is replaced in its place, and the log says why."""
+"""Workers die in every way, and the server carries on: each is replaced in its slot, and the log says why."""
 
 import contextlib
 import ctypes
@@ -33,20 +33,20 @@ def open_files(pid, kind):
 
 
 def answering(server, count):
-    """Connect until so many workers have answered; their pids."""
+    """Connect until `count` workers have answered. Returns their pids."""
     pids = set()
     wait_for(lambda: pids.add(int(server.get("/pid").text)) or len(pids) == count, lambda: f"{count} workers, not {pids}")
     return pids
 
 
 def replacement(server, *old):
-    """Wait for workers that are none of the old ones, and as many."""
+    """Wait for as many workers as `old` ones, all of them new."""
     wait_for(lambda: len(server.workers()) == len(old) and not {*old} & {*server.workers()}, lambda: server.log)
     return server.workers()
 
 
 def test_four_workers_are_four_listeners_of_one_group(start):
-    """Each worker has one of four listeners on the one port to itself, and each of them answers."""
+    """Each worker has one of four listeners on the same port to itself, and each of them answers."""
     server = start(CONTROL, workers=4)
     group = listeners(server.port)
     workers = server.workers()
@@ -57,8 +57,8 @@ def test_four_workers_are_four_listeners_of_one_group(start):
     assert answering(server, 4) == set(workers)
 
 
-def test_workers_are_told_who_they_are(start):
-    """EPOLLARD_WORKER_ID is the slot, EPOLLARD_GENERATION counts reloads."""
+def test_workers_know_their_slot_and_generation(start):
+    """EPOLLARD_WORKER_ID is the slot; EPOLLARD_GENERATION counts reloads."""
     server = start(CONTROL, workers=2)
     seen = set()
     wait_for(lambda: seen.add(server.get("/env").text) or len(seen) == 2)
@@ -66,7 +66,7 @@ def test_workers_are_told_who_they_are(start):
 
 
 def test_a_worker_holds_nothing_of_the_supervisor(start):
-    """Of its parent's sockets a worker has its own listener, of its parent's pipes one end of the lifeline."""
+    """Of its parent's sockets a worker has only its own listener, of its parent's pipes only one end of the lifeline."""
     server = start(CONTROL, workers=3)
     for pid in server.workers():
         assert len(set(open_files(pid, "socket")) & set(open_files(server.pid, "socket"))) == 1
@@ -75,8 +75,8 @@ def test_a_worker_holds_nothing_of_the_supervisor(start):
         assert open_files(server.pid, "pipe").count(lifeline) == 2
 
 
-def test_programs_of_an_application_ignore_no_signal_because_of_us(start):
-    """What a worker ignores its subprocesses would ignore: only what Python itself does (SIGPIPE is restored, XFSZ too)."""
+def test_subprocesses_of_an_application_ignore_no_signal_because_of_us(start):
+    """Subprocesses inherit what a worker ignores: only signals that Python itself ignores, and restores (SIGPIPE, SIGXFSZ)."""
     server = start(CONTROL)
     ignored = server.get("/ignored").text
     assert not {"SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGTTIN", "SIGTTOU"} & set(
@@ -85,7 +85,7 @@ def test_programs_of_an_application_ignore_no_signal_because_of_us(start):
 
 
 def test_connections_in_the_queue_of_a_dead_worker_are_answered(start):
-    """Stop one of two workers, connect, kill it: its replacement or its sibling serves the queue, and nobody is turned away."""
+    """Stop one of two workers, connect, kill it: its replacement or its sibling serves the queue, and no client is rejected."""
     server = start(CONTROL, workers=2)
     stopped = server.workers()[0]
     os.kill(stopped, signal.SIGSTOP)
@@ -107,7 +107,7 @@ def test_connections_in_the_queue_of_a_dead_worker_are_answered(start):
     ],
 )
 def test_the_log_says_how_a_worker_ended(start, act, words):
-    """Once, with slot, process, age and what it was doing; and there is another worker at once."""
+    """Once, with slot, process, age, requests and connections; and another worker is there at once."""
     server = start(CONTROL, workers=2)
     old = server.workers()
     with server.connect() as client:
@@ -123,7 +123,7 @@ def test_the_log_says_how_a_worker_ended(start, act, words):
 
 
 def test_a_crash_leaves_a_stack(start):
-    """A segmentation fault shows where in Python it happened."""
+    """After a segmentation fault the log shows where in Python it happened."""
     server = start(CONTROL)
     with server.connect() as client:
         client.request("/kill?11")
@@ -131,8 +131,8 @@ def test_a_crash_leaves_a_stack(start):
         server.wait_log(r'control\.py", line \d+ in kill$')
 
 
-def test_early_deaths_back_off(start):
-    """The first replacement comes at once, the second and third after 0.5 s and 1 s; the other worker serves all the while."""
+def test_early_exits_back_off(start):
+    """The first replacement comes at once, the second and third after 0.5 s and 1 s; the other worker serves meanwhile."""
     server = start(CONTROL, workers=2)
     for count, delay in (1, None), (2, "0.5"), (3, "1"):
         wait_for(lambda: end_slot_0(server))
@@ -145,7 +145,7 @@ def test_early_deaths_back_off(start):
 
 
 def end_slot_0(server):
-    """End the process in slot 0, if it is the one that a new connection comes to."""
+    """End the process in slot 0, if a new connection happens to come to it. Returns whether it did."""
     with server.connect() as client:
         mine = client.get("/env").text.startswith("0 ")
         if mine:
@@ -154,7 +154,7 @@ def end_slot_0(server):
 
 
 def test_an_application_that_does_not_import_ends_the_server(start, tmp_path):
-    """Status 3, and the last thing to be read is the application's own traceback, once, however many workers tried."""
+    """The status is 3, and the log ends with the application's traceback, once, however many workers tried."""
     (tmp_path / "raise").touch()
     server = start(BOOTS, workers=4, env={"BOOTS": str(tmp_path)}, wait=False)
     assert server.ended() == 3
@@ -164,14 +164,14 @@ def test_an_application_that_does_not_import_ends_the_server(start, tmp_path):
 
 
 def test_a_mistyped_application_ends_the_server(start):
-    """Status 3, and the last line says what was meant."""
+    """The status is 3, and the last line suggests the right name."""
     server = start("apps.hello:ap", workers=2, wait=False)
     assert server.ended() == 3
     assert server.log.endswith("module 'apps.hello' has no attribute 'ap'; did you mean 'app'?\n"), server.log
 
 
 def test_workers_that_never_boot_end_the_server(start, tmp_path):
-    """An application that ends its process while it is imported is tried three times; then the status is 1."""
+    """An application that ends its process when it is imported is tried three times; then the status is 1."""
     (tmp_path / "exit").touch()
     server = start(BOOTS, env={"BOOTS": str(tmp_path)}, wait=False)
     assert server.ended() == 1
@@ -181,7 +181,7 @@ def test_workers_that_never_boot_end_the_server(start, tmp_path):
 
 @pytest.mark.parametrize("interface", ["wsgi", "asgi"])
 def test_a_worker_without_its_threads_is_not_ready(start, tmp_path, interface):
-    """Where a limit forbids another thread, the worker does not say that it is ready and then die: it does not boot."""
+    """If a limit forbids another thread, the worker does not become ready and then die: it does not boot."""
     (tmp_path / "limited.py").write_text(
         "import threading\n"
         "from apps.hello import app\n"
@@ -195,7 +195,7 @@ def test_a_worker_without_its_threads_is_not_ready(start, tmp_path, interface):
 
 
 def test_a_worker_that_does_not_boot_in_time_is_replaced(start, tmp_path):
-    """The boot deadline is apart from the stuck deadline; the log shows where the application hangs."""
+    """The boot timeout is separate from the stuck timeout; the log shows where the application hangs."""
     (tmp_path / "hang").touch()
     server = start(BOOTS, boot_timeout=1, env={"BOOTS": str(tmp_path)}, wait=False)
     server.wait_log(r"worker 0 \(pid \d+\) was not ready after 1 s: its stacks follow")
@@ -207,7 +207,7 @@ def test_a_worker_that_does_not_boot_in_time_is_replaced(start, tmp_path):
 
 
 def test_a_slow_boot_is_not_stuck(start, tmp_path):
-    """The stuck deadline does not hold while the application is imported: 3 s of import with one of 2 s."""
+    """The stuck timeout does not apply while the application is imported: here the import takes 3 s, the timeout is 2 s."""
     (tmp_path / "hang").touch()
     server = start(BOOTS, stuck_timeout=2, boot_timeout=60, env={"BOOTS": str(tmp_path)}, wait=False)
     wait_for((tmp_path / "hanging").exists)
@@ -219,13 +219,13 @@ def test_a_slow_boot_is_not_stuck(start, tmp_path):
 
 
 def age(pid):
-    """How long a process has lived, in seconds: its start in ticks since boot (proc_pid_stat(5), field 22)."""
+    """A process's age in seconds, from its start in ticks since boot (proc_pid_stat(5), field 22)."""
     ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_stuck_worker_shows_its_stacks_and_is_replaced(start):
-    """A worker whose interpreter is held for ever: the log shows by what, and its successor serves."""
+    """If code never gives the interpreter back, the log shows which code, and a replacement serves."""
     server = start(CONTROL, stuck_timeout=2, threads=8)
     (old,) = server.workers()
     with server.connect() as client:
@@ -238,7 +238,7 @@ def test_a_stuck_worker_shows_its_stacks_and_is_replaced(start):
 
 
 def test_a_stopped_worker_is_replaced(start):
-    """A worker that cannot even show its stacks is killed all the same."""
+    """A worker that cannot even write its stacks is killed all the same."""
     server = start(CONTROL, stuck_timeout=2)
     (old,) = server.workers()
     os.kill(old, signal.SIGSTOP)
@@ -248,7 +248,7 @@ def test_a_stopped_worker_is_replaced(start):
 
 
 def test_a_long_request_is_not_stuck(start, tmp_path):
-    """A worker that waits for its application is alive: with 8 threads it answers others all the while."""
+    """A worker that waits for its application is alive: with 8 threads it answers other requests meanwhile."""
     server = start(CONTROL, stuck_timeout=2, threads=8)
     (old,) = server.workers()
     with server.connect() as client:
@@ -261,8 +261,8 @@ def test_a_long_request_is_not_stuck(start, tmp_path):
     assert server.workers() == [old]
 
 
-def test_a_worker_outlives_its_supervisor_only_to_finish(start, tmp_path):
-    """The supervisor is killed: its workers finish what they have begun, then go too."""
+def test_workers_without_a_supervisor_finish_and_exit(start, tmp_path):
+    """When the supervisor is killed, its workers finish the requests in flight, then exit too."""
     server = start(CONTROL, workers=2)
     workers = server.workers()
     with server.connect() as client:
@@ -279,7 +279,7 @@ def test_a_worker_outlives_its_supervisor_only_to_finish(start, tmp_path):
 
 @pytest.mark.parametrize("drains", [False, True])
 def test_without_a_supervisor_there_is_a_deadline_too(start, tmp_path, drains):
-    """Nobody is left to kill a worker that does not end: it ends itself, also where it was draining already."""
+    """No process is left to kill a worker that does not end: it ends itself, even if it was draining already."""
     server = start(CONTROL, workers=1, graceful_timeout=3)
     (worker,) = server.workers()
     with server.connect() as client:
@@ -302,7 +302,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def test_orphans_are_reaped_silently(start, tmp_path):
-    """As PID 1 of a container the supervisor inherits what others leave behind; none becomes a zombie, none is news."""
+    """As PID 1 of a container the supervisor inherits orphans; none stays a zombie, and none is logged."""
     assert ctypes.CDLL(None).prctl
     server = start(CONTROL, launcher=[sys.executable, "-c", SUBREAPER])
     orphan = int(server.get(f"/orphan?{tmp_path}/go").text)
@@ -314,8 +314,8 @@ def test_orphans_are_reaped_silently(start, tmp_path):
     assert server.log == before
 
 
-def test_a_worker_that_others_ask_to_go_is_replaced_at_once(start, tmp_path):
-    """`kill -TERM` of one worker: it drains, and its replacement is there before it has gone."""
+def test_a_worker_that_gets_term_from_outside_is_replaced_at_once(start, tmp_path):
+    """After `kill -TERM` a worker drains, and its replacement is there before it has exited."""
     server = start(CONTROL)
     (old,) = server.workers()
     with server.connect() as client:
@@ -330,7 +330,7 @@ def test_a_worker_that_others_ask_to_go_is_replaced_at_once(start, tmp_path):
 
 
 def test_the_supervisor_has_one_thread_and_no_application(start):
-    """So that forking is safe, and its memory small."""
+    """So forking is safe, and its memory stays small."""
     server = start(CONTROL)
     assert os.listdir(f"/proc/{server.pid}/task") == [str(server.pid)]
     assert "/_ctypes" not in Path(f"/proc/{server.pid}/maps").read_text()
@@ -338,7 +338,7 @@ def test_the_supervisor_has_one_thread_and_no_application(start):
 
 
 def test_clients_of_other_workers_do_not_notice_a_death(start):
-    """Keep-alive connections to the other worker go on."""
+    """Keep-alive connections to the other worker stay open."""
     server = start(CONTROL, workers=2)
     with contextlib.ExitStack() as stack:
         clients: dict[int, Client] = {}

@@ -1,4 +1,4 @@
-"""`--workers MIN..MAX` under real load: as many as are needed, no flapping, nobody lost; and who overrules it."""
+"""`--workers MIN..MAX` under real load: as many workers as are needed, no flapping, nothing lost; and how to overrule it."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from load import Load
 CONTROL = "apps.control:app"
 ANY = "127.0.0.1:0"
 SOON = 30 * SCALE
-LATE = 60 * SCALE  # half a minute of quiet, and the end of a worker
+LATE = 60 * SCALE  # half a minute of quiet, and the exit of a worker
 
 
 def metric(server, name):
@@ -25,7 +25,7 @@ def metric(server, name):
 
 @pytest.mark.timeout(240 * SCALE)
 def test_it_grows_stays_and_shrinks_under_load(start):
-    """Load for more than one: two, and no change. Load for many: the most. None: the least. Nothing is lost on the way."""
+    """Load for more than one worker: two, and no change. Load for many: the maximum. None: the minimum. Nothing is lost."""
     server = start(CONTROL, workers="1..4", threads=1)
     assert len(server.workers()) == 1
     with Load(server.address, clients=1, target="/sleep?0.1", pause=0) as one:
@@ -39,21 +39,21 @@ def test_it_grows_stays_and_shrinks_under_load(start):
             server.wait_log("4 workers ready")
     assert "% busy: scaling to 2 workers" in server.log
     wait_for(lambda: len(server.workers()) == 1, lambda: server.log, LATE)
-    wanted = [1, *map(int, re.findall(r"scaling to (\d) worker", server.log)), 0]
-    peak = wanted.index(4)
-    assert wanted == sorted(wanted[:peak]) + sorted(wanted[peak:], reverse=True), server.log  # up, and then down
+    numbers = [1, *map(int, re.findall(r"scaling to (\d) worker", server.log)), 0]
+    peak = numbers.index(4)
+    assert numbers == sorted(numbers[:peak]) + sorted(numbers[peak:], reverse=True), server.log  # up, and then down
     assert one.failures == []
     assert many.failures == []
 
 
 @pytest.mark.timeout(120 * SCALE)
-def test_what_a_worker_has_begun_it_may_finish_when_the_load_falls(start, tmp_path):
-    """Nobody waits for its end: a request longer than the graceful timeout is answered. Nothing is uncounted meanwhile."""
+def test_a_worker_that_retires_because_the_load_fell_finishes_its_requests(start, tmp_path):
+    """Its end is not urgent: a request longer than the graceful timeout is answered. The metrics still count the worker."""
     server = start(CONTROL, workers=2, graceful_timeout=1, admin=ANY)
     file = tmp_path / "done"
     with contextlib.ExitStack() as stack:
         client = None
-        while client is None or client.get("/env").text != "1 1":  # of the worker that will go
+        while client is None or client.get("/env").text != "1 1":  # of the worker that will retire
             client = stack.enter_context(Client(server.address))
         client.request(f"/until?{file}")
         wait_for((tmp_path / "done.running").exists)
@@ -74,7 +74,7 @@ def test_what_a_worker_has_begun_it_may_finish_when_the_load_falls(start, tmp_pa
 
 
 def test_a_signal_pins_the_number(start):
-    """TTIN is an order: from then on the number is that one, whatever the load."""
+    """After TTIN the number is fixed, whatever the load."""
     server = start(CONTROL, workers="1..4", threads=1)
     server.signal(signal.SIGTTIN)
     server.wait_log("SIGTTIN: scaling to 2 workers, no longer 1 to 4")
@@ -85,7 +85,7 @@ def test_a_signal_pins_the_number(start):
 
 
 def test_a_command_sets_other_bounds(start):
-    """`scale 3..4` takes effect at once, and load is followed within the new bounds; `scale 1` pins."""
+    """`scale 3..4` takes effect at once, and the number follows the load within the new bounds; `scale 1` fixes it."""
     server = start(CONTROL, workers=1, threads=1, admin=ANY)
     with Client(server.admin) as client:
         answer = client.post("/scale?workers=3..4", b"", host="localhost")
@@ -99,8 +99,8 @@ def test_a_command_sets_other_bounds(start):
     assert load.failures == []
 
 
-def test_a_reload_takes_new_bounds(start, tmp_path):
-    """HUP reads the bounds again; as long as they are what they were, it leaves the number alone."""
+def test_a_reload_reads_new_bounds(start, tmp_path):
+    """HUP reads the bounds again; if they have not changed, it leaves the number alone."""
     file = tmp_path / "it.toml"
     file.write_text('workers = "1..4"\n')
     server = start(CONTROL, workers=None, config=file)
@@ -114,7 +114,7 @@ def test_a_reload_takes_new_bounds(start, tmp_path):
     server.wait_log("2 workers of generation 3 ready")
 
 
-def test_applications_hear_that_there_may_be_more(start):
-    """`wsgi.multiprocess` is true from the start, though there is one worker: it is what may be that counts (PEP 3333)."""
+def test_wsgi_multiprocess_is_true_if_there_may_be_more(start):
+    """`wsgi.multiprocess` is true from the start, though there is one worker: there may be more later (PEP 3333)."""
     server = start("apps.routes:app", workers="1..2")
     assert json.loads(server.get("/environment").text)["wsgi.multiprocess"] is True

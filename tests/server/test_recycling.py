@@ -1,4 +1,4 @@
-"""Recycling: a worn worker is replaced before it goes, one at a time, and no client notices."""
+"""Recycling: workers that are due are replaced before they retire, one at a time, and no client notices."""
 
 import re
 import time
@@ -8,22 +8,22 @@ from load import Load
 
 
 def test_recycling_by_requests_loses_nothing(start):
-    """Every worker is replaced again and again while clients ask: all are answered, and the log says why."""
+    """Every worker is replaced again and again while clients send requests: all are answered, and the log gives the reasons."""
     server = start(workers=2, max_requests=100, max_requests_jitter=20)
     with Load(server.address) as load:
-        server.wait_log(r"worker [01] \(pid \d+\) has answered \d+ requests: it is replaced", 6, 60)
+        server.wait_log(r"worker [01] \(pid \d+\) has answered \d+ requests: replacing it", 6, 60)
     assert load.failures == []
-    worn = re.findall(r"\(pid (\d+)\) has answered (\d+) requests", server.log)
-    assert len({pid for pid, _ in worn}) == len(worn)
-    assert all(int(count) >= 100 for _, count in worn)
+    recycled = re.findall(r"\(pid (\d+)\) has answered (\d+) requests", server.log)
+    assert len({pid for pid, _ in recycled}) == len(recycled)
+    assert all(int(count) >= 100 for _, count in recycled)
 
 
 def test_one_at_a_time(start):
-    """All are too old at once: the second is only touched when the first one's replacement serves."""
+    """All workers are too old at once: the second is touched only once the replacement of the first serves."""
     server = start(workers=3, max_worker_age=1)
-    server.wait_log("it is replaced", 3)
-    events = re.findall(r"is replaced|is ready", server.log)
-    assert events[:5] == ["is replaced", "is ready", "is replaced", "is ready", "is replaced"]
+    server.wait_log("replacing it", 3)
+    events = re.findall(r"replacing it|is ready", server.log)
+    assert events[:5] == ["replacing it", "is ready", "replacing it", "is ready", "replacing it"]
 
 
 def test_memory(start):
@@ -31,13 +31,13 @@ def test_memory(start):
     server = start("apps.control:app", workers=2, max_worker_memory="90M")
     with server.connect() as client:
         big = client.get("/grow?100").text
-        server.wait_log(rf"\(pid {big}\) uses 1\d\d MiB of memory: it is replaced", seconds=60)
+        server.wait_log(rf"\(pid {big}\) uses 1\d\d MiB of memory: replacing it", seconds=60)
     wait_for(lambda: int(big) not in server.workers())
-    assert server.log.count("it is replaced") == 1
+    assert server.log.count("replacing it") == 1
 
 
-def test_what_is_running_is_finished(start, tmp_path):
-    """A request in a worn worker is answered, though a replacement has taken its place."""
+def test_requests_in_flight_are_finished(start, tmp_path):
+    """A request in a recycled worker is answered, though a replacement has taken its place."""
     server = start("apps.control:app", workers=1, max_worker_age=1)
     with server.connect() as client:
         client.request(f"/until?{tmp_path}/go")
@@ -57,8 +57,8 @@ def recycle(server, client, running):
     return pid
 
 
-def test_nobody_waits_for_who_is_worn(start, tmp_path):
-    """A request longer than the graceful timeout is answered: it hurts nobody that the worker is there yet."""
+def test_the_end_of_a_recycled_worker_is_not_urgent(start, tmp_path):
+    """A request longer than the graceful timeout is answered: that the worker is still there does no harm."""
     server = start("apps.control:app", workers=1, max_requests=100, graceful_timeout=0.5)
     with server.connect() as client:
         pid = recycle(server, client, tmp_path / "go")
@@ -71,8 +71,8 @@ def test_nobody_waits_for_who_is_worn(start, tmp_path):
     server.wait_log(rf"\(pid {pid}\) exited with 0")
 
 
-def test_one_of_a_slot_takes_its_time(start, tmp_path):
-    """Requests that never end do not pile up workers: who goes hurries who went before it."""
+def test_only_one_worker_of_a_slot_takes_its_time(start, tmp_path):
+    """Requests that never end do not pile up workers: a worker that retires hurries the one that retired before it."""
     server = start("apps.control:app", workers=1, max_requests=100, graceful_timeout=0.5)
     with server.connect() as client:
         first = recycle(server, client, tmp_path / "first")
@@ -84,8 +84,8 @@ def test_one_of_a_slot_takes_its_time(start, tmp_path):
         assert client.response().text == "done"
 
 
-def test_who_is_too_big_does_not_linger(start, tmp_path):
-    """Who goes for its memory, or has too much when it lingers, has the graceful timeout and no longer."""
+def test_a_worker_that_is_too_big_does_not_linger(start, tmp_path):
+    """A worker that retires for its memory, or uses too much while it lingers, has only the graceful timeout."""
     server = start("apps.control:app", workers=1, max_worker_memory="90M", graceful_timeout=0.5)
     with server.connect() as client, server.connect() as waiting:
         waiting.request(f"/until?{tmp_path}/go")
@@ -94,8 +94,8 @@ def test_who_is_too_big_does_not_linger(start, tmp_path):
         server.wait_log(rf"\(pid {big}\) was (ended|killed) by the supervisor because it was still busy 0.5 s")
 
 
-def test_what_serves_nobody_does_not_linger(start, tmp_path):
-    """A thread of the application that never ends holds up the end of a worker that has no client, but not for ever."""
+def test_a_worker_without_clients_does_not_linger(start, tmp_path):
+    """A thread of the application that never ends delays the exit of a worker that has no client, but not for ever."""
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "endless.py").write_text(
         "import threading\nfrom apps.control import app\nthreading.Thread(target=threading.Event().wait).start()\n"
@@ -108,8 +108,8 @@ def test_what_serves_nobody_does_not_linger(start, tmp_path):
     assert "in _shutdown" in server.log  # a stack
 
 
-def test_a_replacement_that_does_not_boot_leaves_the_worn_one(start, tmp_path):
-    """Better an old worker than none."""
+def test_a_replacement_that_does_not_boot_leaves_the_old_worker(start, tmp_path):
+    """An old worker is better than none."""
     server = start("apps.boots:app", env={"BOOTS": str(tmp_path)}, workers=1, max_worker_age=1)
     old = server.workers()
     (tmp_path / "raise").touch()
