@@ -1,4 +1,4 @@
-"""Fixtures that start the real server. A test says what it needs; it never stops, cleans up or waits by itself."""
+"""Fixtures that start the real server. A test names what it needs; the fixtures start it, wait for it and clean up."""
 
 import contextlib
 import os
@@ -15,9 +15,9 @@ Start = Callable[..., Server]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """`start("apps.hello:app", workers=2)` starts a server of the test's own, in whatever mode is the default.
+    """`start("apps.hello:app", workers=2)` starts a server for this test alone, with the default trigger and threads.
 
-    At the end it is stopped and held against what every server promises (`Server.stop`).
+    At the end it is stopped, and what holds for every server is checked (`Server.stop`).
     """
     with _servers() as launch:
         count = 0
@@ -34,11 +34,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Choose the modes of a test with the fixture `mode`: WSGI, level-triggered, eight threads, unless its marks say more.
+    """Choose the modes of a test that uses the fixture `mode`: WSGI, level-triggered, eight threads, unless it is marked.
 
-    `interfaces("wsgi", "asgi")` names the interfaces; an application is served as its twin there (`harness.TWINS`).
-    `every_trigger` adds edge-triggered and one-shot, `one_thread` adds `--threads 1`. What differs between triggers below
-    HTTP has its rows in tests/net/test_connection.py, so here only a promise that depends on the trigger is marked.
+    `interfaces("wsgi", "asgi")` names the interfaces; for ASGI the application's twin is served (`harness.TWINS`).
+    `every_trigger` adds edge-triggered and one-shot, `one_thread` adds `--threads 1`. Differences between the triggers
+    below HTTP are tested as rows in tests/net/test_connection.py, so only promises that depend on the trigger are marked.
     """
     if "mode" in metafunc.fixturenames:
         definition = metafunc.definition
@@ -56,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The signals that are sent, with the pids, which nobody gets."""
+    """The signals that the code sends, as (pid, number). None is really sent."""
     found: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: found.append((pid, number)))
     return found
@@ -64,7 +64,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 @pytest.fixture
 def boots(tmp_path: Path) -> Path:
-    """The directory that tells `apps.boots` how to boot, and what to answer."""
+    """The directory from which `apps.boots` reads how to boot and what to answer."""
     found = tmp_path / "boots"
     found.mkdir()
     return found
@@ -72,7 +72,7 @@ def boots(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def served(start: Start, boots: Path) -> Start:
-    """`served(workers=2)`: a server of that application."""
+    """`served(workers=2)` starts a server of that application."""
     return lambda **options: start("apps.boots:app", env={"BOOTS": str(boots)}, **options)
 
 
@@ -85,9 +85,9 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 
 @pytest.fixture(scope="module")
 def serve(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """`serve("apps.hello:app", **options)` is a server in each mode. Tests of a module that ask for the same one share it.
+    """`serve("apps.hello:app", **options)` is a server in each mode. Tests of a module that ask for the same server share it.
 
-    So no test may leave it other than it found it; one that must says `own=True`.
+    So a test must leave it as it found it. A test that cannot do so passes `own=True`.
     """
     with _servers() as launch:
         shared: dict[str, Server] = {}
@@ -109,7 +109,7 @@ def serve(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Star
 
 @contextlib.contextmanager
 def _servers() -> Iterator[Start]:
-    """Start servers; at the end stop them all, and check that they do so."""
+    """Start servers. At the end, stop all of them and check that they stop properly."""
     with contextlib.ExitStack() as stack:
 
         def launch(app: str | None, directory: Path, **options: Any) -> Server:

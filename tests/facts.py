@@ -1,4 +1,4 @@
-"""States of a supervisor, made up from the states of its slots."""
+"""The facts of a supervisor, built from the states of its slots, for tests."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ NOW = 1000.0
 
 
 def slot(index: int, kind: str) -> Slot:
-    """A slot in one of the states that there are."""
+    """A slot in one of its possible states."""
     made = Slot(index, [])
     if kind == "backing off":
         made.failures, made.next_attempt = 3, NOW + 2
@@ -29,7 +29,7 @@ def slot(index: int, kind: str) -> Slot:
 
 
 def facts(*kinds: str, desired: int = 0, known: int = 0, ending: str = "", past: Sequence[int] = ()) -> Facts:
-    """A supervisor with slots of these kinds."""
+    """The facts of a supervisor whose slots are in these states."""
     slots = [slot(index, kind) for index, kind in enumerate(kinds)]
     processes = [process for made in slots for process in made.processes]
     return Facts(NOW, ending, desired or len(kinds), known, 1, slots, processes, past or [0] * WIDTH)

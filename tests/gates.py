@@ -1,4 +1,4 @@
-"""Where a test holds an application, and what it was told meanwhile. By files alone: nothing of it runs in the server."""
+"""How a test holds an application up, and reads what it has noted. Only through files: no test code runs in the server."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from harness import WAIT, wait_for
 
 
 class Gate:
-    """A FIFO on which the application waits (`apps.routes.wait`), until the test opens it. Leaving the block opens it too."""
+    """A FIFO on which the application waits (`apps.routes.wait`) until the test opens it, or leaves the `with` block."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -24,22 +24,22 @@ class Gate:
             self.open()
 
     def wait(self, seconds: float = WAIT) -> Self:
-        """Wait until the application waits."""
-        wait_for(self.arrived, f"nobody waits at {self.path.name}", seconds)
+        """Wait until the application has reached the gate."""
+        wait_for(self.arrived, f"the application has not reached {self.path.name}", seconds)
         return self
 
     def arrived(self) -> bool:
-        """Whether the application waits."""
+        """Whether the application is waiting at the gate."""
         if self._writer >= 0:
             return True
         try:
             self._writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # ENXIO: nobody reads (fifo(7))
+        except OSError:  # ENXIO: there is no reader (fifo(7))
             return False
         return True
 
     def open(self) -> None:
-        """Let the application go on."""
+        """Let the application continue."""
         if self._writer >= 0:
             os.close(self._writer)
             self._writer = -1
@@ -47,7 +47,7 @@ class Gate:
 
 
 class Notes:
-    """What the application has noted (`apps.routes.note`)."""
+    """The lines that the application has noted (`apps.routes.note`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,7 +60,7 @@ class Notes:
         return self.path.read_text().splitlines() if self.path.exists() else []
 
     def wait(self, count: int) -> list[str]:
-        """Wait for so many lines, and no more."""
+        """Wait for exactly `count` lines."""
         wait_for(lambda: len(self.lines) >= count, lambda: f"{count} lines, not {self.lines}")
         assert len(self.lines) == count, self.lines
         return self.lines

@@ -1,4 +1,4 @@
-"""Which connections a process has in its hands, and how much of each it has not read: what a kill may cost, to the byte."""
+"""Which connections a process has accepted, and how many bytes of each it has not read: exactly what a kill may cost."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr
 _QUESTION = struct.Struct("=BBBxI")  # inet_diag_req_v2, up to its inet_diag_sockid
 _NAME = struct.Struct("!HH44x")  # inet_diag_sockid: our port, their port
 _ANSWER = struct.Struct("=4x4x44xIIIII")  # inet_diag_msg: expires, unread, unsent, user, inode
-# All states but SYN_RECV, TIME_WAIT, CLOSE and LISTEN (net/tcp_states.h): those that a process may hold.
+# The states in which a process may hold a connection: all except SYN_RECV, TIME_WAIT, CLOSE, LISTEN (net/tcp_states.h).
 _STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, 11))
 
 
@@ -26,9 +26,9 @@ class Held(NamedTuple):
 
 
 def connections(port: int) -> dict[int, Held]:
-    """The connections of whoever listens on this IPv4 port, by the inode of the server's socket; 0: not accepted yet.
+    """The connections to this IPv4 port, by the inode of the server's socket. Those not accepted yet have no inode: left out.
 
-    From `sock_diag(7)`, because /proc/net/tcp lists tens of thousands in TIME_WAIT too, for which nobody has the time here.
+    From `sock_diag(7)`, because /proc/net/tcp also lists those in TIME_WAIT, tens of thousands of them, which takes too long.
     """
     found: dict[int, Held] = {}
     question = _QUESTION.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, _STATES) + _NAME.pack(port, 0)
@@ -50,7 +50,7 @@ def connections(port: int) -> dict[int, Held]:
 
 
 def stop(pid: int) -> None:
-    """Stop a process and wait until no thread of it runs any more."""
+    """Stop a process and wait until none of its threads is running."""
     os.kill(pid, signal.SIGSTOP)
     deadline = time.monotonic() + 2
     while any(task.read_text().rpartition(")")[2].split()[0] != "T" for task in Path(f"/proc/{pid}/task").glob("*/stat")):
@@ -59,14 +59,14 @@ def stop(pid: int) -> None:
 
 
 def in_hands(pid: int, port: int) -> list[Held]:
-    """What a (stopped) process has accepted on this port."""
-    # Twice: the kernel walks its table in pieces, and skips some where others go meanwhile. These here do not.
+    """The connections to this port that a (stopped) process has accepted."""
+    # Twice: the kernel walks its table in pieces, and skips entries when others disappear meanwhile. These here stay.
     every = connections(port) | connections(port)
     held = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
             target = os.readlink(descriptor)
-        except FileNotFoundError:  # we look into our own hands: the list of them was one
+        except FileNotFoundError:  # in our own process: the descriptor by which the directory was read
             continue
         if target.startswith("socket:["):
             connection = every.get(int(target[8:-1]))

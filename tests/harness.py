@@ -1,4 +1,4 @@
-"""The real server as a process, and a client that sends bytes. Waits for conditions with a deadline, never for time to pass."""
+"""The real server as a process, and a client that sends raw bytes. Every wait is for a condition and has a deadline."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 # One factor for every wait, for slow or crowded machines.
 SCALE = float(os.environ.get("EPOLLARD_TEST_SCALE", "1"))
-WAIT = 10 * SCALE  # seconds: for what happens at once, on a machine that is busy
+WAIT = 10 * SCALE  # seconds for something that happens at once, on a busy machine
 TESTS = Path(__file__).parent
 SOURCE = TESTS.parent / "app"
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def wait_for(condition: Callable[[], T], what: str | Callable[[], str] = "", seconds: float = WAIT) -> T:
-    """What `condition` returns as soon as that is true. `AssertionError` after `seconds`, which are scaled already."""
+    """Wait until `condition` returns something true, and return that. `AssertionError` after `seconds` (already scaled)."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain: {what() if callable(what) else what}"
@@ -49,12 +49,12 @@ class Mode(NamedTuple):
 
 
 TRIGGERS = ("level", "edge", "oneshot")
-# Applications of the same routes: a promise of HTTP is one of each interface.
+# Applications with the same routes: what HTTP promises holds for both interfaces.
 TWINS = {"apps.routes:app": "apps.asgi_routes:app"}
 
 
 class Server:
-    """`python -m epollard`, started on port 0. A keyword `some_name=value` is the flag `--some-name value`; None is no flag."""
+    """`python -m epollard`, started on port 0. Keyword `some_name=value` is the flag `--some-name value`; None is no flag."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Server:
         launcher: Sequence[str] = (),
         **options: object,
     ) -> None:
-        """Start it; `started()` waits until it serves. Its logs go to files in `directory`, which must be its own."""
+        """Start it; `started()` waits until it serves. Its logs are files in `directory`, which no other server may use."""
         options = {"bind": "127.0.0.1:0", "workers": 1, "admin": "off", **options}
         words = [*launcher, sys.executable, "-m", "epollard"]
         for name, value in options.items():
@@ -85,29 +85,29 @@ class Server:
                 stderr=stderr,
                 cwd=directory,
                 env=kept | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | dict(env or {}),
-                start_new_session=True,  # to find, at the end, whatever it has left behind
+                start_new_session=True,  # to find any process that it leaves behind
             )
         self.pid = self.process.pid
 
     def started(self) -> Self:
-        """Wait until all of its workers are ready."""
+        """Wait until all its workers are ready."""
         wait_for(lambda: self.process.poll() is not None or re.search(r"\d workers? ready", self.log), lambda: self.log)
         assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log}"
         return self
 
     @property
     def log(self) -> str:
-        """What it has written to standard error so far."""
+        """Its standard error so far."""
         return self._log.read_text("utf-8", "replace")
 
     @property
     def access(self) -> str:
-        """What it has written to standard output so far."""
+        """Its standard output so far."""
         return self._access.read_text("utf-8", "replace")
 
     @property
     def urls(self) -> list[str]:
-        """The addresses that it says it listens on."""
+        """The addresses it listens on, according to its log."""
         return re.findall(r"listening on (\S+)", self.log)
 
     @property
@@ -116,7 +116,7 @@ class Server:
 
     @property
     def admin(self) -> tuple[str, int]:
-        """Host and port of its management, where it was started with `admin="127.0.0.1:0"`."""
+        """Host and port of its management listener; it must have been started with `admin="127.0.0.1:0"`."""
         host, _, port = re.findall(r"management on http://(\S+)", self.log)[0].rpartition(":")
         return host.strip("[]"), int(port)
 
@@ -131,7 +131,7 @@ class Server:
         return self.address[1]
 
     def workers(self) -> list[int]:
-        """The processes that it has now, in the order of their start."""
+        """Its current worker processes, oldest first."""
         return children(self.pid)
 
     def signal(self, number: int) -> None:
@@ -139,7 +139,7 @@ class Server:
         self.process.send_signal(number)
 
     def wait_log(self, pattern: str, count: int = 1, seconds: float = WAIT) -> re.Match[str]:
-        """Wait for the `count`th place in the log that matches."""
+        """Wait for the `count`th match in the log."""
         found = wait_for(
             lambda: list(re.finditer(pattern, self.log, re.MULTILINE))[count - 1 :],
             lambda: f"{count} of {pattern!r} in:\n{self.log}",
@@ -148,23 +148,23 @@ class Server:
         return found[0]
 
     def ended(self, seconds: float = WAIT) -> int:
-        """Wait until it has ended; its exit status."""
+        """Wait until it has exited, and return its exit status."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still there after {seconds:g} s:\n{self.log}") from None
+            raise AssertionError(f"still running after {seconds:g} s:\n{self.log}") from None
 
     def connect(self, **options: Any) -> "Client":
         """A new connection to its first address."""
         return Client(self.address, **options)
 
     def get(self, target: str = "/", **headers: str) -> "Response":
-        """The answer to one GET on a connection of its own."""
+        """The response to one GET on a new connection."""
         with self.connect() as client:
             return client.get(target, close=True, **headers)
 
     def stop(self) -> None:
-        """Stop it, and hold it against what every test may expect: TERM ends it with 0, and nothing is left of it."""
+        """Stop it, and check what holds for every server: it exits with 0 on SIGTERM and leaves no process behind."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
             assert self.ended() == 0, self.log
@@ -173,7 +173,7 @@ class Server:
         assert "Exception ignored" not in self.log, self.log
 
     def kill(self) -> None:
-        """Leave nothing of it, whatever has happened."""
+        """Kill all its processes, whatever state it is in."""
         for pid in [self.pid, *session(self.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -187,30 +187,30 @@ def wait_for_none(condition: Callable[[], list[int]]) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """The living children of a process, in the order of their start (proc_pid_stat(5): ppid is 4, state 3, start 22)."""
+    """The live children of a process, oldest first (proc_pid_stat(5): state is field 3, ppid 4, start 22)."""
     found = [(int(fields[19]), child) for child, fields in _processes() if int(fields[1]) == pid and fields[0] != "Z"]
     return [child for _, child in sorted(found)]
 
 
 def session(leader: int) -> list[int]:
-    """The living processes of a session, but for those that have begun one of their own."""
+    """The live processes of a session, except those that have begun a session of their own."""
     return [pid for pid, fields in _processes() if int(fields[3]) == leader and fields[0] != "Z"]
 
 
 def leaves(leader: int) -> list[int]:
-    """The living processes of a session that have no children, in the order of their start: a server's workers."""
+    """The live processes of a session that have no children, oldest first: a server's workers."""
     living = [(pid, fields) for pid, fields in _processes() if int(fields[3]) == leader and fields[0] != "Z"]
     parents = {int(fields[1]) for _, fields in living}
     return [pid for _, pid in sorted((int(fields[19]), pid) for pid, fields in living if pid not in parents)]
 
 
 def alive(pid: int) -> bool:
-    """Whether there is such a process, and it is not a zombie."""
+    """Whether the process exists and is not a zombie."""
     return any(found == pid and fields[0] != "Z" for found, fields in _processes())
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
-    """Every process and the fields of its `stat` from the third (its state) on."""
+    """Every process, with the fields of its `stat` from the third one (the state) on."""
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):
@@ -221,7 +221,7 @@ def _processes() -> Iterator[tuple[int, list[str]]]:
 
 
 class Response(NamedTuple):
-    """An answer as it came."""
+    """A response as it was received."""
 
     version: str
     status: int
@@ -231,9 +231,9 @@ class Response(NamedTuple):
     trailers: list[tuple[str, str]]
 
     def header(self, name: str) -> str | None:
-        """The one value of a header; `None` where it is missing. `AssertionError` where there are several."""
+        """The value of a header, or `None` if it is missing. `AssertionError` if it occurs more than once."""
         values = [value for key, value in self.headers if key == name.lower()]
-        assert len(values) <= 1, f"{name} is there {len(values)} times"
+        assert len(values) <= 1, f"{name} occurs {len(values)} times"
         return values[0] if values else None
 
     @property
@@ -242,12 +242,12 @@ class Response(NamedTuple):
 
 
 class Client:
-    """A connection that sends the bytes it is told to, and is strict about what comes back (RFC 9112)."""
+    """A connection that sends any bytes, and is strict about the responses (RFC 9112)."""
 
     def __init__(
         self, address: tuple[str, int] | str, *, timeout: float = WAIT, receive_buffer: int = 0, source: str = ""
     ) -> None:
-        """Connect, by TCP or to a Unix path. `receive_buffer` makes the kernel take little before we read (socket(7))."""
+        """Connect, by TCP or to a Unix path. `receive_buffer` limits what the kernel receives before we read (socket(7))."""
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.socket = socket.socket(family)
         self.socket.settimeout(timeout)
@@ -261,7 +261,7 @@ class Client:
             self.socket.close()
             raise
         self._buffer = b""
-        self.received = 0  # bytes since it sent something
+        self.received = 0  # bytes since the last send
 
     def __enter__(self) -> Self:
         return self
@@ -273,29 +273,29 @@ class Client:
         self.socket.close()
 
     def reset(self) -> None:
-        """Close with a reset, as a client that crashes (SO_LINGER of 0 seconds)."""
+        """Close with a reset, like a client that crashes (SO_LINGER of 0 seconds)."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.socket.close()
 
     @property
     def port(self) -> int:
-        """Its own."""
+        """The client's own port."""
         port: int = self.socket.getsockname()[1]
         return port
 
     def send(self, *pieces: bytes) -> Self:
-        """Send all of it, in one piece."""
+        """Send all the pieces at once."""
         self.received = len(self._buffer)
         self.socket.sendall(b"".join(pieces))
         return self
 
     def half_close(self) -> Self:
-        """Say that nothing more will be sent."""
+        """Close the sending side, and keep reading."""
         self.socket.shutdown(socket.SHUT_WR)
         return self
 
     def request(self, target: str = "/", method: str = "GET", body: bytes = b"", close: bool = False, **headers: str) -> Self:
-        """Send a well-formed HTTP/1.1 request. A keyword `some_name="x"` is the field `some-name: x`."""
+        """Send a well-formed HTTP/1.1 request. The keyword `some_name="x"` is the field `some-name: x`."""
         fields = {"host": "test", **{name.replace("_", "-"): value for name, value in headers.items()}}
         if body or method in ("POST", "PUT", "PATCH"):
             fields.setdefault("content-length", str(len(body)))
@@ -305,17 +305,17 @@ class Client:
         return self.send(head.encode("latin-1"), body)
 
     def get(self, target: str = "/", close: bool = False, **headers: Any) -> Response:
-        """GET and read the answer."""
+        """Send a GET and read the response."""
         return self.request(target, close=close, **headers).response()
 
     def post(self, target: str, body: bytes, close: bool = False, **headers: str) -> Response:
-        """POST and read the answer."""
+        """Send a POST and read the response."""
         return self.request(target, "POST", body, close=close, **headers).response()
 
     def response(self, method: str = "GET") -> Response:
-        """Read one answer, to a request with `method`; what comes after it stays for the next call.
+        """Read one response, to a request with `method`. Bytes that follow it are kept for the next call.
 
-        1xx is an answer of its own here, so that a test sees it.
+        A 1xx response is returned by itself, so that a test sees it.
         """
         head = self._until(b"\r\n\r\n")
         assert b"\n" not in head.replace(b"\r\n", b""), f"a bare line feed: {head!r}"
@@ -344,14 +344,14 @@ class Client:
         return Response(match[1], status, match[3], headers, body, trailers)
 
     def rest(self) -> bytes:
-        """Read until the other side closes. `ConnectionResetError` where it does so rudely."""
+        """Read until the server closes the connection. `ConnectionResetError` if it resets the connection."""
         while self._more():
             pass
         rest, self._buffer = self._buffer, b""
         return rest
 
     def closed(self) -> bool:
-        """Wait for the other side to close, without a byte more; `False` where there is one, or silence."""
+        """Wait until the server closes the connection. `False` if it sends another byte, or stays silent."""
         try:
             return not self._buffer and not self.socket.recv(1)
         except ConnectionResetError:
@@ -360,7 +360,7 @@ class Client:
             return False
 
     def quiet(self, seconds: float) -> bool:
-        """Whether nothing comes, no end either, for so long. For promises to *not* do something; not scaled."""
+        """Whether nothing arrives for this long, not even the close. For promises *not* to do something; not scaled."""
         return not self._buffer and not select.select([self.socket], [], [], seconds)[0]
 
     def _more(self) -> bool:
@@ -371,7 +371,7 @@ class Client:
 
     def _until(self, end: bytes) -> bytes:
         while end not in self._buffer:
-            assert self._more(), f"the end came after {self._buffer!r}"
+            assert self._more(), f"the connection ended after {self._buffer!r}"
         found, _, self._buffer = self._buffer.partition(end)
         return found + end
 
@@ -379,7 +379,7 @@ class Client:
         pieces = bytearray(self._buffer)
         while len(pieces) < count:
             received = self.socket.recv(65536)
-            assert received, f"the end came after {len(pieces)} of {count} bytes"
+            assert received, f"the connection ended after {len(pieces)} of {count} bytes"
             pieces += received
         self._buffer = bytes(pieces[count:])
         return bytes(pieces[:count])

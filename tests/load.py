@@ -1,4 +1,4 @@
-"""Clients that ask all the time while a test disturbs the server, and count exactly what went wrong."""
+"""Clients that send requests all the time while a test disturbs the server, and count exactly what went wrong."""
 
 import contextlib
 import random
@@ -13,12 +13,12 @@ from harness import WAIT, Client
 
 
 class Failure(NamedTuple):
-    """A request that was not answered as it should have been."""
+    """A request that did not get the response it should have got."""
 
     when: float  # time.monotonic(), as everywhere here
     kind: str  # of its client: "one-shot" or "keep-alive"
-    port: int  # of its client; 0 where there was no connection
-    refused: bool  # nobody listens: the server knows nothing of it
+    port: int  # of its client; 0 if there was no connection
+    refused: bool  # the port had no listener, so the server knows nothing of it
     error: str
 
 
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
     """A request that was answered."""
 
     when: float
-    seconds: float  # from before the connection, or before the request where there is one
+    seconds: float  # since before the connection was made, or before the request if the connection was there already
     kind: str
     port: int
 
@@ -34,8 +34,8 @@ class Answer(NamedTuple):
 class Load:
     """Half of the clients keep their connection, half make a new one for each request. `with Load(address) as load: ...`
 
-    `pause`: seconds between two requests of a client: the clients must not be the machine's whole load.
-    `distance`: a new connection is silent for up to so many seconds, as one is whose first packet comes from far away.
+    `pause`: seconds between two requests of a client, so that the clients do not take up the whole machine.
+    `distance`: a new connection is silent for up to this many seconds, as if its first packet came from far away.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Load:
 
     @property
     def count(self) -> int:
-        """How many requests have been answered."""
+        """The number of requests answered so far."""
         return self.answers.total()
 
     @property
     def slowest(self) -> float:
-        """Seconds that a one-shot client has waited."""
+        """The longest time in seconds that a one-shot client has waited."""
         return max((answer.seconds for answer in tuple(self.log) if answer.kind == "one-shot"), default=0.0)
 
     def _one_shot(self) -> None:
@@ -86,7 +86,7 @@ class Load:
             client.close()
 
     def _ask(self, kind: str, client: Client | None) -> Client | None:
-        """One request, on `client` where there is one. Returns it where it may be used again."""
+        """Send one request, on `client` if there is one. Return the client if its connection can be used again."""
         begun = time.monotonic()
         while True:
             reused = client is not None
@@ -103,7 +103,7 @@ class Load:
                 if client:
                     client.close()
                     client = None
-                # RFC 9112 9.3.1: a server may close an idle connection at any time; who reused it asks again, once.
+                # RFC 9112 9.3.1: a server may close an idle connection at any time; a client that reused it retries once.
                 if reused and before_a_byte and not isinstance(error, TimeoutError):
                     self.retries += 1
                     continue
@@ -122,7 +122,7 @@ class Load:
 
 
 def hold(address: tuple[str, int], count: int, stack: contextlib.ExitStack, request: bytes) -> list[socket.socket]:
-    """Open so many connections at once, each with a request, and keep them open."""
+    """Open `count` connections at once, send a request on each, and keep them open."""
     held = []
     for _ in range(count):
         client = stack.enter_context(socket.create_connection(address, timeout=WAIT))

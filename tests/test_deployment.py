@@ -1,4 +1,4 @@
-"""What is in docker/ and docs/deployment.md: schemas accept it, the options in it exist, and its times add up."""
+"""The files in docker/ and docs/deployment.md: schemas accept them, the options in them exist, and their times add up."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -16,20 +16,20 @@ from harness import Server
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = sorted((ROOT / "docker/kubernetes").glob("*.yaml"))
-VERSIONS = ["1.29", "1.37"]  # of Kubernetes: the oldest and the newest that we claim
+VERSIONS = ["1.29", "1.37"]  # of Kubernetes: the oldest and the newest that we claim to support
 
-LEAST_MARGIN = 3.0  # seconds between the end of the graceful timeout and the kill from outside
+LEAST_MARGIN = 3.0  # seconds between the end of the graceful timeout and the kill by the orchestrator
 
 
 class Loader(yaml.SafeLoader):
-    """Knows Compose's `!reset`, too."""
+    """A loader that also knows Compose's `!reset`."""
 
 
 Loader.add_constructor("!reset", lambda loader, node: None)
 
 
 def read(name: str) -> Any:
-    """The one document of a file, with the defaults of its `${VARIABLE:-default}`."""
+    """The only document of a file, with each `${VARIABLE:-default}` replaced by its default."""
     text = re.sub(r"\$\{\w+(?::-([^}]*))?\}", lambda match: match[1] or "", (ROOT / name).read_text("utf-8"))
     return yaml.load(text, Loader)
 
@@ -56,17 +56,17 @@ def seconds(text: object) -> float:
 
 
 def haproxy(directive: str) -> float:
-    """The time that follows these words in haproxy's file."""
+    """The time that follows a directive in haproxy.cfg."""
     (found,) = re.findall(rf"\b{directive} ([0-9]+(?:ms|s|h))\b", HAPROXY)
     return seconds(found)
 
 
 class Deployed(NamedTuple):
-    """A server, as one of the files has it."""
+    """A server as one of the files deploys it."""
 
     environ: dict[str, str]
-    grace: float  # seconds from TERM to the kill from outside
-    noticed: float  # seconds until a balancer sends no more to one that drains; 0 where there is none
+    grace: float  # seconds from SIGTERM to the kill by the orchestrator
+    noticed: float  # seconds until a load balancer sends no more to a draining server; 0 if there is no load balancer
 
     @property
     def config(self) -> Config:
@@ -74,7 +74,7 @@ class Deployed(NamedTuple):
 
 
 def of_compose(*names: str) -> Deployed:
-    """Of the stack's file, and those over it."""
+    """The server of Compose's files: the base, and those that override it."""
     services = [read(name)["services"]["web"] for name in names]
     environ = {
         key: "" if value is None else str(value) for service in services for key, value in service["environment"].items()
@@ -87,7 +87,9 @@ def of_compose(*names: str) -> Deployed:
 
 def of_swarm() -> Deployed:
     service = read("docker/swarm/stack.yaml")["services"]["web"]
-    return Deployed(service["environment"], seconds(service["stop_grace_period"]), 0)  # it is forgotten before it is told
+    return Deployed(
+        service["environment"], seconds(service["stop_grace_period"]), 0
+    )  # Swarm removes a task from its balancer before the signal
 
 
 def of_kubernetes() -> Deployed:
@@ -117,8 +119,8 @@ DEPLOYED = {
 
 
 @pytest.mark.parametrize("where", DEPLOYED)
-def test_the_options_exist_and_their_values_are_right(where: str) -> None:
-    """Each `EPOLLARD_...` in the files is an option, with a value that it takes: else the server would not start."""
+def test_the_options_exist_and_their_values_are_valid(where: str) -> None:
+    """Each `EPOLLARD_...` in the files is an option with a valid value: otherwise the server would not start."""
     environ = DEPLOYED[where].environ
     assert sources.load({}, environ)
     with pytest.raises(sources.ConfigError):
@@ -126,21 +128,21 @@ def test_the_options_exist_and_their_values_are_right(where: str) -> None:
 
 
 @pytest.mark.parametrize("where", DEPLOYED)
-def test_nobody_kills_what_may_yet_finish(where: str) -> None:
-    """The kill from outside comes later than the drain delay and the graceful timeout together."""
+def test_the_orchestrator_waits_for_the_graceful_timeout(where: str) -> None:
+    """The kill by the orchestrator comes later than the drain delay and the graceful timeout together."""
     deployed = DEPLOYED[where]
     assert deployed.grace >= deployed.config.drain_delay + deployed.config.graceful_timeout + LEAST_MARGIN
 
 
 @pytest.mark.parametrize("where", [where for where, deployed in DEPLOYED.items() if deployed.noticed])
 def test_a_balancer_notices_before_the_listeners_close(where: str) -> None:
-    """The drain delay is longer than a balancer takes to see that a server does not want any more."""
+    """The drain delay is longer than a load balancer takes to notice that a server is draining."""
     deployed = DEPLOYED[where]
     assert deployed.config.drain_delay > deployed.noticed
 
 
-def test_haproxy_ends_a_connection_before_we_do() -> None:
-    """Idle connections end at the side that would reuse them; and an answer may take as long as the server lets it."""
+def test_haproxy_closes_idle_connections_before_the_server() -> None:
+    """Idle connections are closed by the side that would reuse them, and a response may take as long as the server allows."""
     served = DEPLOYED["behind haproxy"].config
     assert haproxy("timeout http-keep-alive") < served.keep_alive
     assert haproxy("timeout client") < served.keep_alive
@@ -148,8 +150,8 @@ def test_haproxy_ends_a_connection_before_we_do() -> None:
     assert seconds(read("docker/haproxy/compose.yaml")["services"]["haproxy"]["stop_grace_period"]) > haproxy("hard-stop-after")
 
 
-def test_nobody_loses_patience_with_a_start_before_the_server_does() -> None:
-    """Whoever waits for a first sign of health waits longer than the boot timeout, after which the server says what hangs."""
+def test_health_checks_wait_longer_than_the_boot_timeout() -> None:
+    """The first health check may take longer than the boot timeout, after which the server itself reports what hangs."""
     (period,) = re.findall(r"^HEALTHCHECK .*--start-period=(\S+)", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
     assert seconds(period) > DEPLOYED["Compose"].config.boot_timeout
     health = read("docker/swarm/stack.yaml")["services"]["web"]["healthcheck"]
@@ -158,8 +160,8 @@ def test_nobody_loses_patience_with_a_start_before_the_server_does() -> None:
     assert probe["periodSeconds"] * probe["failureThreshold"] > DEPLOYED["Kubernetes"].config.boot_timeout
 
 
-def test_the_table_says_what_the_files_say() -> None:
-    """The numbers of docs/deployment.md are those of the files."""
+def test_the_table_agrees_with_the_files() -> None:
+    """The numbers in docs/deployment.md are those of the files."""
     lines = (ROOT / "docs/deployment.md").read_text("utf-8").splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("| seconds |"))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start : start + 6]]
@@ -180,7 +182,7 @@ def test_the_table_says_what_the_files_say() -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_the_manifests_obey_the_schemas(path: Path, version: str) -> None:
-    """Kubernetes' own schemas accept every resource, and would not accept one with a key that does not exist."""
+    """Kubernetes' own schemas accept every resource, and refuse one with a key that does not exist."""
     for found in yaml.safe_load_all(path.read_text("utf-8")):
         kubernetes_validate.validate(found, version, strict=True)
         found["spec"]["noSuchThing"] = 1
@@ -188,8 +190,8 @@ def test_the_manifests_obey_the_schemas(path: Path, version: str) -> None:
             kubernetes_validate.validate(found, version, strict=True)
 
 
-def test_names_meet() -> None:
-    """The Service, the budget and the autoscaler mean the Deployment's pods; ports are called what the container calls them."""
+def test_references_between_the_manifests_are_right() -> None:
+    """The Service, the disruption budget and the autoscaler select the Deployment's pods; ports are the container's."""
     deployment = resource("Deployment")
     labels = POD["metadata"]["labels"]
     assert deployment["spec"]["selector"]["matchLabels"] == labels
@@ -197,7 +199,7 @@ def test_names_meet() -> None:
     assert resource("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
     target = resource("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
     assert target == {key: deployment[key] for key in ("apiVersion", "kind")} | {"name": deployment["metadata"]["name"]}
-    assert "replicas" not in deployment["spec"], "each `kubectl apply` would undo what the autoscaler has done"
+    assert "replicas" not in deployment["spec"], "each `kubectl apply` would undo the autoscaler's work"
     ports = {port["name"]: port["containerPort"] for port in WEB["ports"]}
     assert {port["targetPort"] for port in resource("Service")["spec"]["ports"]} == {"http"} <= ports.keys()
     assert {WEB[probe]["httpGet"]["port"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")} == {"management"}
@@ -207,8 +209,8 @@ def test_names_meet() -> None:
     assert f"check port {ports['management']} " in HAPROXY
 
 
-def test_what_is_asked_for_is_there(start: Callable[..., Server]) -> None:
-    """The probes' paths answer; /metrics has the autoscaler's figure, once, for a pod has one."""
+def test_probed_paths_and_the_autoscaler_metric_exist(start: Callable[..., Server]) -> None:
+    """The probes' paths respond, and /metrics has the autoscaler's figure exactly once."""
     server = start(admin="127.0.0.1:0")
     host, port = server.admin
     paths = {WEB[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
@@ -223,7 +225,7 @@ def test_what_is_asked_for_is_there(start: Callable[..., Server]) -> None:
 
 
 def test_pods_are_locked_down() -> None:
-    """Not root, nothing to write but /tmp, no capability, no new privileges, the runtime's seccomp profile, no token."""
+    """Not root, only /tmp is writable, no capabilities, no new privileges, the runtime's seccomp profile, no token."""
     assert POD["spec"]["securityContext"]["runAsNonRoot"] is True
     assert POD["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert POD["spec"]["automountServiceAccountToken"] is False
@@ -235,8 +237,8 @@ def test_pods_are_locked_down() -> None:
     assert [mount["mountPath"] for mount in WEB["volumeMounts"]] == ["/tmp"]
 
 
-def test_more_than_one_goes_on_during_an_eviction() -> None:
-    """There are always two pods, and evictions take one at a time; an update starts the new one first."""
+def test_an_eviction_leaves_a_pod_running() -> None:
+    """There are at least two pods, and evictions take one at a time; an update starts the new pod first."""
     assert resource("HorizontalPodAutoscaler")["spec"]["minReplicas"] >= 2
     assert resource("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
     assert resource("Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}

@@ -13,7 +13,7 @@ TESTS = ROOT / "tests"
 
 # Each folder, or file at the root, and what it imports of ours. A new arrow is a decision: draw it in docs/design.md too.
 IMPORTS: dict[str, set[str]] = {
-    # Know nothing of the rest.
+    # These import nothing of ours.
     "__init__": set(),
     "log": set(),
     "exits": set(),
@@ -46,7 +46,7 @@ SANS_IO = {
     *("urllib.parse", "zlib"),
 }
 
-# Modules without a test module of their own name, and where their promises are kept.
+# Modules without a test module of their own name, and the tests that cover them.
 TESTED_ELSEWHERE = {
     "__init__": ["test_cli.py"],
     "__main__": ["test_cli.py", "harness.py"],
@@ -74,7 +74,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(level, module, name) of all that a file imports, wherever in it; the name is empty in `import module`."""
+    """(level, module, name) of everything that a file imports, at any place in it; the name is empty in `import module`."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((0, alias.name, "") for alias in node.names)
@@ -83,7 +83,7 @@ def imports(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def ours(module: str) -> set[str]:
-    """The modules of ours that one imports, by their dotted names."""
+    """The modules of ours that a module imports, by their dotted names."""
     found = set()
     for level, target, name in imports(MODULES[module]):
         if level:
@@ -97,18 +97,18 @@ def box(module: str) -> str:
     return module.partition(".")[0]
 
 
-def without_a_circle(arrows: dict[str, set[str]]) -> None:
-    """There is an order in which each is read after those that it imports."""
+def assert_no_cycle(arrows: dict[str, set[str]]) -> None:
+    """Check that there is an order in which each name comes after those that it imports."""
     left = dict(arrows)
     while left:
         ready = [name for name, needs in left.items() if not needs & left.keys()]
-        assert ready, f"a circle among {sorted(left)}"
+        assert ready, f"a cycle among {sorted(left)}"
         for name in ready:
             del left[name]
 
 
 def files(*patterns: str) -> list[Path]:
-    """Python files of the project; none of a virtual environment, a build or a cache."""
+    """Python files of the project, without virtual environments, builds and caches."""
     return sorted(
         path
         for pattern in patterns
@@ -121,31 +121,31 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_the_table_is_whole():
-    """Every folder and every file beside them stands in the table, and nothing that is gone."""
+def test_the_table_is_complete():
+    """The table lists every folder and every file at the root, and nothing that no longer exists."""
     assert set(IMPORTS) == {box(module) for module in MODULES}
 
 
 @pytest.mark.parametrize("name", IMPORTS)
 def test_which_folder_imports_which(name: str):
-    """A folder imports what the table says, no more and no less."""
+    """A folder imports exactly what the table lists."""
     found = {box(target) for module in MODULES if box(module) == name for target in ours(module)}
     assert found - {name} == IMPORTS[name]
 
 
 def test_no_folder_imports_upward():
     """The folders have an order: none imports one that imports it, directly or not."""
-    without_a_circle(IMPORTS)
+    assert_no_cycle(IMPORTS)
 
 
-def test_no_module_imports_in_a_circle():
-    """Nor do the modules, inside of a folder either."""
-    without_a_circle({module: ours(module) for module in MODULES})
+def test_modules_do_not_import_in_a_cycle():
+    """Modules do not import each other in a cycle, not even within a folder."""
+    assert_no_cycle({module: ours(module) for module in MODULES})
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_but_the_standard_library(module: str):
-    """At run time there is only the standard library; a module of ours is imported relatively."""
+    """At run time only the standard library is needed; our own modules are imported relatively."""
     foreign = {
         target
         for level, target, _ in imports(MODULES[module])
@@ -155,8 +155,8 @@ def test_nothing_but_the_standard_library(module: str):
 
 
 @pytest.mark.parametrize("path", TITLES.values(), ids=TITLES)
-def test_a_folder_says_what_it_is_for(path: Path):
-    """The `__init__` of a folder is a docstring: importing one module does not import the others."""
+def test_a_folder_states_its_purpose(path: Path):
+    """The `__init__` of a folder is only a docstring: importing one module does not import the others."""
     assert len(tree(path).body) == 1
     assert ast.get_docstring(tree(path))
 
@@ -172,14 +172,14 @@ def test_protocol_is_sans_io(module: str):
 
 
 def test_no_http_below_the_connection():
-    """Loop, sockets and scoreboard know no HTTP: nothing of the kind is in what they import."""
+    """Loop, sockets and scoreboard know nothing of HTTP: they import no module that deals with it."""
     for module in "net.loop", "net.sockets", "scoreboard":
         assert not any(target.startswith(("http", "urllib", "email")) for _, target, _ in imports(MODULES[module]))
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_has_its_tests(module: str):
-    """A test module in the same place, or a statement where it is tested, which is true."""
+    """A module has a test module in the same place, or the table names existing tests elsewhere."""
     folder, _, name = module.replace(".", "/").rpartition("/")
     here = TESTS / folder / f"test_{name}.py"
     elsewhere = TESTED_ELSEWHERE.get(module.replace(".", "/"))
@@ -191,7 +191,7 @@ def test_every_module_has_its_tests(module: str):
 
 
 def test_every_unit_test_has_its_module():
-    """A module that is gone or renamed takes its tests with it."""
+    """When a module is removed or renamed, so are its tests."""
     folders = ["", *(name.partition(".")[0] for name in TITLES)]
     names = {
         ".".join(filter(None, (folder, path.stem.removeprefix("test_"))))
@@ -205,7 +205,7 @@ EVERYWHERE = files("app/**/*.py", "tests/**/*.py", "loadtests/**/*.py", "docker/
 
 
 @pytest.mark.parametrize("path", EVERYWHERE, ids=name_of)
-def test_every_file_says_what_it_is(path: Path):
+def test_every_file_begins_with_a_docstring(path: Path):
     """The first statement of a file is a docstring, which begins on the first line."""
     assert path.read_text("utf-8").startswith('"""'), "no docstring on the first line"
     assert ast.get_docstring(tree(path))
@@ -213,7 +213,7 @@ def test_every_file_says_what_it_is(path: Path):
 
 @pytest.mark.parametrize("path", files("tests/**/test_*.py"), ids=name_of)
 def test_every_test_states_its_promise(path: Path):
-    """A test without a docstring is not understood by who breaks it."""
+    """Every test has a docstring that tells the developer who breaks it what it promises."""
     silent = [
         node.name
         for node in ast.walk(tree(path))

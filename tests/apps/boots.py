@@ -1,20 +1,20 @@
-"""Boots as files in the directory `BOOTS` tell it: `hang` waits until it is gone, `raise` raises, `exit` exits."""
+"""Boots in a way that files in the directory `BOOTS` choose: `hang` waits until it is gone, `raise` raises, `exit` exits."""
 
 import os
 import time
 from pathlib import Path
 
-_told = Path(os.environ["BOOTS"])
-if (_told / "hang").exists():
-    _until_gone = _told / ((_told / "hang").read_text() or "hang")
-    (_told / "hanging").touch()
+_directory = Path(os.environ["BOOTS"])
+if (_directory / "hang").exists():
+    _until_gone = _directory / ((_directory / "hang").read_text() or "hang")
+    (_directory / "hanging").touch()
     while _until_gone.exists():
         time.sleep(0.005)
-if (_told / "raise").exists():
+if (_directory / "raise").exists():
     raise RuntimeError("this application was told not to boot")
-if (_told / "exit").exists():
+if (_directory / "exit").exists():
     os._exit(5)
-_version = (_told / "version").read_bytes() if (_told / "version").exists() else b"1"
+_version = (_directory / "version").read_bytes() if (_directory / "version").exists() else b"1"
 
 
 def app(environ, start_response):

@@ -1,4 +1,4 @@
-"""A Django application in one file, with what real ones have: forms, uploads, sessions, streams, files, a database, errors."""
+"""A Django application in one file, with the features of a real one: forms, uploads, sessions, streams, files, a database."""
 
 import hashlib
 import time
@@ -50,11 +50,11 @@ def count(request):
 
 def stream(request):
     def lines():
-        # One connection of the database for the view, and one for the thread that it began on: sqlite3 checks.
+        # sqlite3 raises if a connection is used in a thread other than the one that opened it.
         with connection.cursor() as cursor:
             for number in range(50):
                 if number % 10 == 0:
-                    time.sleep(0.01)  # long enough to lose the loop
+                    time.sleep(0.01)  # long enough for the thread to lose the loop
                 cursor.execute("select %s", [number])
                 yield f"{request.GET['word']} {cursor.fetchone()[0]}\n"
 

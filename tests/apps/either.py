@@ -1,4 +1,4 @@
-"""An application of both interfaces, by the number of its arguments: only `--interface` can say what it shall be."""
+"""An application for both interfaces, by the number of its arguments: only `--interface` can decide between them."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ def app(*arguments):
 
 
 def wsgi(environ, start_response):
-    """WSGI, with a loop of its own for a moment."""
+    """Answer by WSGI, and run an event loop briefly."""
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"wsgi " + asyncio.run(said())]
 

@@ -1,4 +1,4 @@
-"""A Flask application with what real ones have: forms, uploads, sessions, streams, files, errors."""
+"""A Flask application with the features of a real one: forms, uploads, sessions, streams, files, errors."""
 
 import hashlib
 import os
@@ -47,7 +47,7 @@ def stream():
     def lines():
         for number in range(50):
             if number % 10 == 0:
-                time.sleep(0.01)  # long enough to lose the loop
+                time.sleep(0.01)  # long enough for the thread to lose the loop
             yield f"{request.args['word']} {number}\n"
 
     return Response(stream_with_context(lines()), mimetype="text/plain")

@@ -1,4 +1,4 @@
-"""Forks a process without exec, as multiprocessing does, that stays until it is told to go."""
+"""Forks a process without exec, as multiprocessing does. The child lives until it is terminated or loses its parent."""
 
 import multiprocessing
 import os
@@ -8,7 +8,8 @@ CHILDREN = {}
 
 
 def app(environ, start_response):
-    """/fork: leave a child, answer its pid. /end: end it as multiprocessing does, answer its exit status. Else: hello."""
+    """/fork starts a child and returns its pid; /end?PID terminates it as multiprocessing does and returns its exit status;
+    /cpu returns the CPU seconds of this process; any other path says hello."""
     path = environ["PATH_INFO"]
     text = "hello"
     if path == "/fork":

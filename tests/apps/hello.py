@@ -1,11 +1,11 @@
-"""Says hello, and which process says so. Nothing that a test could disturb."""
+"""Says hello, and names its process. It has no state that a test could disturb."""
 
 import os
 import time
 
 
 def app(environ, start_response):
-    """`/pid` and `/env` tell of the worker, `/sleep?SECONDS` takes its time, everything else is hello."""
+    """`/pid` and `/env` identify the worker, `/sleep?SECONDS` takes that long, every other path says hello."""
     path = environ["PATH_INFO"]
     if path == "/pid":
         body = str(os.getpid())

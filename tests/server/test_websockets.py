@@ -334,7 +334,7 @@ def test_a_denial_that_is_not_finished(serve):
 def test_an_application_that_fails_within_a_denial(serve):
     """Its answer ends early; the log says why, and nothing that is not so."""
     server = serve(APP)
-    with Peer(server, "/deny-and-raise", open=False) as peer, pytest.raises(AssertionError, match="the end came after"):
+    with Peer(server, "/deny-and-raise", open=False) as peer, pytest.raises(AssertionError, match="the connection ended after"):
         peer.response()
     server.wait_log("RuntimeError: within a denial")
     assert "on GET /deny-and-raise" not in server.log

@@ -375,7 +375,7 @@ def test_a_file_that_is_too_short(server, path):
     """A Content-Length that cannot be met ends the connection, so that the client does not wait for more."""
     with server.connect() as client:
         client.request(f"/file?path={path}&length=3000001")
-        with pytest.raises(AssertionError, match="the end came after"):
+        with pytest.raises(AssertionError, match="the connection ended after"):
             client.response()
     assert "1 bytes less than its Content-Length" in server.log
 
