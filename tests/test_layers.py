@@ -55,7 +55,6 @@ TESTED_ELSEWHERE = {
     "management/ctl": ["server/test_admin.py", "container/test_image.py"],
     "net/context": ["server/test_limits.py"],
     "net/contracts": ["server/test_access_log.py"],
-    "supervision/balance": ["server/test_rescue.py", "server/test_scaling.py"],
 }
 NO_MODULE = {"layers", "deployment"}  # tests/test_NAME.py of something other than a module
 
