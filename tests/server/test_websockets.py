@@ -267,7 +267,7 @@ def test_what_cannot_be_accepted(serve, target, what):
         assert answer.status == 500
         assert "evil" not in str(answer).lower()
         assert client.closed()
-    server.wait_log(rf"ValueError: .*{what}")
+    server.wait_log(rf"(?:Value|Head)Error: .*{what}")
 
 
 def test_refusal(serve):
