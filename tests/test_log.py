@@ -1,9 +1,11 @@
 """The server's own log: one line stays one line, and nothing is written below the level. Through the real descriptor 2."""
 
+import errno
 import os
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 
 import pytest
@@ -115,6 +117,17 @@ def test_a_lost_standard_error_is_ignored(end: str):
     path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, stdout=subprocess.PIPE, check=True)
     assert done.stdout == b"alive\n"
+
+
+def test_a_traceback_that_cannot_be_formatted_is_replaced(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Formatting may need a descriptor, or memory, that is not left: the log names the exception and does not fail."""
+
+    def fail(error: BaseException) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(traceback, "format_exception", fail)
+    log.exception("failed", ValueError("x"))
+    assert capfd.readouterr().err.endswith("failed\n    ValueError; its traceback could not be formatted: OSError\n")
 
 
 def test_lines_of_many_processes_do_not_mix():

@@ -24,6 +24,11 @@ def configure(level: str, name: str) -> None:
     global _threshold, _name
     _threshold = LEVELS[level]
     _name = name
+    # From Python 3.15 on the first traceback imports a module, and when it is needed there may be no descriptor left for that.
+    try:
+        raise ValueError
+    except ValueError as error:
+        _formatted(error)
 
 
 def escape(text: str) -> str:
@@ -57,7 +62,14 @@ def block(text: str, lines: str) -> None:
 
 def exception(text: str, error: BaseException) -> None:
     """Write one line about the failure and then the traceback, all at once."""
-    _write("error", text, "".join(traceback.format_exception(error)))
+    _write("error", text, _formatted(error))
+
+
+def _formatted(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception as problem:
+        return f"{type(error).__name__}; its traceback could not be formatted: {type(problem).__name__}\n"
 
 
 def _write(level: str, text: str, block: str = "") -> None:
