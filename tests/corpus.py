@@ -1,4 +1,4 @@
-"""Reads `requests/` and feeds bytes to the readers as a connection does. Judges nothing by itself."""
+"""Reads `requests/`, and feeds bytes to the readers as a connection does. It judges nothing itself."""
 
 import ast
 import re
@@ -34,7 +34,7 @@ DEFAULTS = {
 
 
 class Row(NamedTuple):
-    """Some bytes and what must come of them: a status, `MORE`, or facts."""
+    """Some bytes and the expected outcome: a status, `MORE`, or facts."""
 
     name: str
     data: bytes
@@ -45,14 +45,14 @@ class Row(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """What a reader raised."""
+    """The error that a reader raised."""
 
     status: int
     reason: str
 
 
 class Found(NamedTuple):
-    """What readers found in a whole request, and what came behind it."""
+    """The facts that readers found in a whole request, and the bytes behind it."""
 
     facts: dict[str, Any]
     rest: bytes
@@ -94,12 +94,12 @@ def _expand(text: str) -> str:
 
 
 def reader() -> HeadReader:
-    """A reader that has seen nothing yet."""
+    """A reader with empty caches."""
     return HeadReader(*LIMITS)
 
 
 def expert(head: bytes) -> Fields:
-    """What is known of a head's client, with its expression, as if many such heads had come."""
+    """The fields that are kept for a head's client, with an expression, as if many such heads had come."""
     block = head[head.index(b" HTTP/") : head.index(b"\r\n\r\n") + 4]
     found = reader().read(b"GET /" + block)
     assert found is not None
@@ -109,7 +109,7 @@ def expert(head: bytes) -> Fields:
 
 
 def pieces(data: bytes, size: int) -> Iterator[bytes]:
-    """`data` in pieces of `size` bytes; of 0 bytes is whole."""
+    """`data` in pieces of `size` bytes; 0: in one piece."""
     for start in range(0, len(data), size or len(data) or 1):
         yield data[start : start + size] if size else data
 
@@ -117,7 +117,7 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 def feed(
     reader: HeadReader, received: Iterable[bytes], limit: int = MAX_BODY, last: Fields | None = None, before: bytes = b""
 ) -> Outcome:
-    """One request from what is received, as a connection reads it. Nothing is read after a refusal. `before`: read already."""
+    """Read one request from pieces, as a connection does, until it is whole or refused. `before`: bytes already used."""
     buffer = body = b""
     request: Request | None = None
     decoder: LengthBody | ChunkedBody | None = None
@@ -145,7 +145,7 @@ def feed(
 
 
 def facts(request: Request) -> dict[str, Any]:
-    """What a head says, as far as anything depends on it."""
+    """All facts of a head that any code depends on."""
     line, fields = request.line, request.fields
     return {name: getattr(line, name) for name in ("method", "target", "path", "query", "authority")} | {
         name: getattr(fields, name)
@@ -154,7 +154,7 @@ def facts(request: Request) -> dict[str, Any]:
 
 
 def deflate(offer: str = "permessage-deflate; client_max_window_bits") -> Deflate:
-    """The compression that a client gets which offers this."""
+    """The compression that is negotiated with a client that sends this offer."""
     negotiated = Deflate.negotiate([offer])
     assert negotiated
     return negotiated

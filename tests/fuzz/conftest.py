@@ -1,4 +1,4 @@
-"""How long to look: briefly and the same each time, or `EPOLLARD_FUZZ=N` examples of each property, others each time."""
+"""How many examples: few, and the same each time; or with `EPOLLARD_FUZZ=N` N for each property, different each time."""
 
 import os
 
@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 EXAMPLES = int(os.environ.get("EPOLLARD_FUZZ", "0"))
 
-# Generating takes most of the time, and a busy machine makes it look slow: neither says anything of what is tested.
+# Most of the time is spent on generating examples, and a busy machine makes that slow: neither is a failure.
 settings.register_profile(
     "brief", max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -1,4 +1,4 @@
-"""Heads and bodies that nobody thought of. Properties that hold for all bytes; a slow and plain second reader as witness."""
+"""Requests that no row has. Properties that hold for all bytes; a second, slow and simple reader as witness."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ from epollard.protocol.request import Fields, HeadReader
 
 LIMITS = (64, 6, 160)
 
-# --- Bytes that are nearly requests ----------------------------------------------------------------------------------
+# --- Bytes that are almost requests ----------------------------------------------------------------------------------
 
 NASTY = [
     b"\r",
@@ -72,7 +72,7 @@ FIELDS = [
 
 @st.composite
 def heads(draw) -> bytes:
-    """Heads that are often good, or bad in one place."""
+    """Heads that are good, or bad in one place."""
     method = draw(st.sampled_from(METHODS[:3] * 6 + METHODS))
     target = draw(st.sampled_from(TARGETS[:3] * 6 + TARGETS))
     version = draw(st.sampled_from(VERSIONS[:2] * 12 + VERSIONS))
@@ -86,7 +86,7 @@ def heads(draw) -> bytes:
 
 @st.composite
 def mangled(draw, data: bytes) -> bytes:
-    """`data` with a few bytes put in, replaced or taken out."""
+    """`data` with a few bytes inserted, replaced or removed."""
     for _ in range(draw(st.integers(1, 2))):
         at = draw(st.integers(0, len(data)))
         data = data[:at] + draw(st.sampled_from(NASTY) | st.binary(max_size=2)) + data[at + draw(st.integers(0, 2)) :]
@@ -108,7 +108,7 @@ HOST = re.compile(rb"(?:(?:%b|\[[0-9a-f:]*:[0-9a-f:]*\])(?::[0-9]{0,5})?)?" % NA
 
 
 def witness(head: bytes) -> bool:
-    """Whether a head is good: RFC 9112 from end to end in one pass, with no memory and no hurry."""
+    """Whether a head is good: RFC 9112 in one pass, without caches or fast paths."""
     match = HEAD.fullmatch(head)
     if not match:
         return False
@@ -147,7 +147,7 @@ def witness(head: bytes) -> bool:
 
 
 def judge(reader: HeadReader, data: bytes, start: int = 0, last: Fields | None = None) -> object:
-    """What a reader says of the bytes: never anything but a request, None or a `ProtocolError`."""
+    """A reader's judgement of some bytes: a request, None or a `ProtocolError`, and nothing else."""
     try:
         request = reader.read(data, start, last)
     except ProtocolError as error:
@@ -155,16 +155,16 @@ def judge(reader: HeadReader, data: bytes, start: int = 0, last: Fields | None =
     return request and Found(corpus.facts(request), data[start + request.size :])
 
 
-def agreed(said: object) -> bool:
-    """A refusal has a status that is documented, and a reason that is ours."""
+def is_proper(said: object) -> bool:
+    """Whether a judgement has the promised form: a refusal has a documented status and a printable reason."""
     return not isinstance(said, Refused) or (said.status in (400, 413, 414, 417, 431, 501, 505) and said.reason.isprintable())
 
 
 @given(heads() | st.binary(max_size=40) | st.text("GETHOSa/:*1. \r\n\t\0", max_size=30).map(str.encode))
 def test_a_witness_agrees(data: bytes):
-    """What we take for a head another reading of the RFC takes for one, the same bytes of it, and the other way round."""
+    """Both readers accept the same heads, and find the same end of each."""
     said = judge(HeadReader(*LIMITS), data)
-    assert agreed(said)
+    assert is_proper(said)
     end = data.find(b"\r\n\r\n") + 4
     if end < 4:
         assert said is None or isinstance(said, Refused)
@@ -177,7 +177,7 @@ def test_a_witness_agrees(data: bytes):
 
 @given(heads() | st.builds(bytes.__add__, heads(), st.binary(max_size=3)))
 def test_no_part_contradicts_the_whole(data: bytes):
-    """Once refused, a head is never taken; once taken, never refused or read otherwise; waiting is no promise."""
+    """A head that is refused or accepted stays so, whatever bytes follow; None leaves both possible."""
     reader = HeadReader(*LIMITS)
     before = [judge(reader, data[:end]) for end in range(len(data))]
     whole = judge(reader, data)
@@ -189,7 +189,7 @@ def test_no_part_contradicts_the_whole(data: bytes):
 
 @given(st.lists(heads(), min_size=2, max_size=4), st.lists(st.integers(0, 400), max_size=3))
 def test_no_memory_changes_a_judgement(requests: list[bytes], places: list[int]):
-    """A reader says the same of a head whatever it has read before, and whatever lies before it."""
+    """A reader's judgement does not depend on what it has read before, nor on the bytes before the head."""
     warm = HeadReader(*LIMITS)
     good = [data[:end] for data in requests if (end := data.find(b"\r\n\r\n") + 4) > 3 and witness(data[:end])]
     experts = [corpus.expert(head) for head in good]
@@ -215,7 +215,7 @@ CHUNKS = st.tuples(st.binary(min_size=1, max_size=20), st.sampled_from(EXTENSION
 
 @st.composite
 def bodies(draw) -> tuple[bytes, bytes]:
-    """A chunked body, and what is in it."""
+    """A chunked body, and its content."""
     chunks = draw(st.lists(CHUNKS, max_size=4))
     sent = [(style % len(data)).encode() + extension + b"\r\n" + data + b"\r\n" for data, extension, style in chunks]
     trailers = draw(st.lists(st.sampled_from(TRAILERS), max_size=2))
@@ -229,7 +229,7 @@ PLACES = st.lists(st.integers(0, 10**4), max_size=6)
 
 @given(bodies(), PLACES, st.binary(max_size=5))
 def test_chunks_are_put_together(body: tuple[bytes, bytes], places: list[int], behind: bytes):
-    """What was cut into chunks, and the chunks into packets, comes out whole, and what comes behind it is left alone."""
+    """Content that is cut into chunks, and these into packets, comes out unchanged; bytes behind it are left alone."""
     sent, content = body
     found = corpus.feed(corpus.reader(), cut(HEAD_OF_CHUNKS + sent + behind, places))
     assert isinstance(found, Found)
@@ -238,7 +238,7 @@ def test_chunks_are_put_together(body: tuple[bytes, bytes], places: list[int], b
 
 @given(bodies().flatmap(lambda body: mangled(body[0])), PLACES)
 def test_packets_do_not_change_a_body(sent: bytes, places: list[int]):
-    """Whole or in pieces, good or bad: the same content, the same rest, or the same refusal."""
+    """In one piece or many, good or bad, a body has the same content and rest, or the same refusal."""
     whole = corpus.feed(corpus.reader(), [HEAD_OF_CHUNKS + sent], 40)
     for pieces in cut(HEAD_OF_CHUNKS + sent, places), corpus.pieces(HEAD_OF_CHUNKS + sent, 1):
         found = corpus.feed(corpus.reader(), pieces, 40)
@@ -248,7 +248,7 @@ def test_packets_do_not_change_a_body(sent: bytes, places: list[int]):
 
 @given(bodies().flatmap(lambda body: mangled(body[0])))
 def test_a_witness_agrees_on_chunks(sent: bytes):
-    """What ends a chunked body for us ends it for another reading of the RFC, and holds the same bytes."""
+    """Both readers find the same end of a chunked body, and the same content."""
     decoder = ChunkedBody(10**6)
     try:
         content = decoder.feed(sent)
@@ -262,7 +262,7 @@ def test_a_witness_agrees_on_chunks(sent: bytes):
 
 
 def chunks_of(sent: bytes) -> tuple[bytes, bytes] | bool | None:
-    """Content and rest; None where it is not whole; False where it is bad."""
+    """Content and rest; None if the body is not whole; False if it is bad."""
     content = b""
     while True:
         size = re.match(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t -~\x80-\xff]*)?\r\n", sent)

@@ -1,4 +1,4 @@
-"""Whatever an application says, what is sent is one head. Properties that hold for all strings."""
+"""Whatever an application returns, exactly one head is sent. Properties that hold for all strings."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +27,7 @@ HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=4)
 
 
 def said(status: str, headers: list[tuple[str, str]]) -> response.Head | str:
-    """A head, or why there is none."""
+    """A head, or the reason why it is refused."""
     try:
         return response.head(status, headers)
     except HeadError as error:
@@ -36,7 +36,7 @@ def said(status: str, headers: list[tuple[str, str]]) -> response.Head | str:
 
 @given(STATUS, HEADERS)
 def test_a_head_is_refused_or_whole(status: str, headers: list[tuple[str, str]]):
-    """Either an error, the same one each time, or lines that a strict reader takes apart into what the application said."""
+    """A head is an error, the same each time, or lines from which a strict reader gets the application's headers."""
     first, again = said(status, headers), said(status, headers)
     if isinstance(first, str):
         assert first.isprintable()
@@ -58,8 +58,8 @@ def test_a_head_is_refused_or_whole(status: str, headers: list[tuple[str, str]])
 
 
 @given(st.binary(min_size=1, max_size=300))
-def test_a_chunk_is_what_our_own_reader_reads(data: bytes):
-    """What one side of the server writes the other one reads."""
+def test_our_own_reader_understands_chunks(data: bytes):
+    """The reader of bodies understands the writer of bodies."""
     decoder, writer = ChunkedBody(1000), ChunkedWriter()
     assert decoder.feed(writer.write(data) + writer.end()) == data
     assert decoder.done

@@ -1,4 +1,4 @@
-"""Frames and handshakes that nobody thought of. Properties that hold for all bytes; the `websockets` library as witness."""
+"""Frames and handshakes that no row has. Properties that hold for all bytes; the `websockets` library as witness."""
 
 import itertools
 import re
@@ -29,7 +29,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
-# --- Bytes that are nearly frames ------------------------------------------------------------------------------------
+# --- Bytes that are almost frames ------------------------------------------------------------------------------------
 
 PAYLOADS = st.sampled_from(
     [
@@ -46,7 +46,7 @@ FIRSTS = st.sampled_from(
 
 @st.composite
 def frames(draw) -> bytes:
-    """Frames that are often good, or bad in one place."""
+    """Frames that are good, or bad in one place."""
     payload = draw(PAYLOADS | st.binary(max_size=12))
     mask = draw(st.sampled_from([b"\0\0\0\0", b"\x37\xfa\x21\x3d"]))
     size = len(payload)
@@ -59,7 +59,7 @@ STREAMS = st.lists(frames(), max_size=8).map(b"".join)
 
 @st.composite
 def mangled(draw) -> bytes:
-    """Frames with a few bytes put in, replaced or taken out."""
+    """Frames with a few bytes inserted, replaced or removed."""
     data = draw(STREAMS)
     for _ in range(draw(st.integers(1, 2))):
         at = draw(st.integers(0, len(data)))
@@ -71,7 +71,7 @@ BYTES = STREAMS | mangled() | st.binary(max_size=60)
 
 
 def said(data: bytes, places: list[int], packed: bool) -> list[tuple[int, Any]]:
-    """What a receiver makes of the bytes, each event of the shape that is promised, and nothing held over its bound."""
+    """A receiver's events. Each has the promised types, and no more bytes are held than allowed."""
     receiver = Receiver(LIMIT, deflate() if packed else None)
     events = []
     for piece in cut(data, places):
@@ -93,20 +93,20 @@ def said(data: bytes, places: list[int], packed: bool) -> list[tuple[int, Any]]:
 
 
 @given(BYTES, PLACES, st.booleans())
-def test_packets_do_not_change_what_is_heard(data: bytes, places: list[int], packed: bool):
-    """Whatever comes, nothing is raised, and the same is heard of it whole, in pieces and byte by byte."""
+def test_packets_do_not_change_the_events(data: bytes, places: list[int], packed: bool):
+    """No bytes raise, and the events are the same in one piece, in pieces and byte by byte."""
     whole = said(data, [], packed)
     for pieces in (places, list(range(len(data)))):
         events = said(data, pieces, packed)
         assert [event for event in events if event[0] != FAIL] == [event for event in whole if event[0] != FAIL]
         codes, other = ({what[0] for kind, what in found if kind == FAIL} for found in (events, whole))
-        # What unpacks to bad text that is too big is one or the other, as it happens to be cut.
+        # Compressed text that is both bad and too big fails for one reason or the other, depending on the pieces.
         assert codes == other or (packed and codes | other == {1007, 1009})
 
 
 @given(BYTES)
 def test_no_part_contradicts_the_whole(data: bytes):
-    """What was heard of a part stands, whatever comes behind it."""
+    """Events of the first bytes stay, whatever bytes follow."""
     whole = said(data, [], False)
     for end in range(len(data)):
         events = said(data[:end], [], False)
@@ -117,7 +117,7 @@ def test_no_part_contradicts_the_whole(data: bytes):
 
 
 def witnessed(data: bytes) -> list[tuple[int, Any]]:
-    """What the library makes of whole frames. It leaves it to its caller to put them together and to judge text."""
+    """The library's events for whole frames. It leaves joining fragments and judging text to its caller."""
     server = ServerProtocol(state=OPEN, max_size=None)  # its limit is one for control frames within a message too
     server.receive_data(data)
     events: list[tuple[int, Any]] = []
@@ -147,7 +147,7 @@ def witnessed(data: bytes) -> list[tuple[int, Any]]:
 
 @given(STREAMS)
 def test_a_witness_agrees(data: bytes):
-    """Of whole frames another implementation hears the same, or fails at the same place (for one of two reasons)."""
+    """Another implementation finds the same events in whole frames, or fails at the same place."""
     heard, other = Receiver(10**6, None).feed(data), witnessed(data)
     assert [event for event in heard if event[0] != FAIL] == [event for event in other if event[0] != FAIL]
     assert len(heard) == len(other)
@@ -158,7 +158,7 @@ def test_a_witness_agrees(data: bytes):
 
 @given(st.lists(frames(), max_size=4).map(b"".join), st.sampled_from([0, 9, 100, 10**5]), st.booleans())
 def test_nothing_takes_more_memory_than_its_bound(data: bytes, times: int, packed: bool):
-    """The same frames again and again, or zeros of any number packed in few bytes, take what a message may take."""
+    """Repeated frames, or any number of zeros compressed to few bytes, take no more memory than one message may."""
     bomb = zlib.compress(bytes(times), wbits=-12)
     size = len(bomb)
     bomb = bytes((0x42, 128 | size) if size < 126 else (0x42, 254, *size.to_bytes(2))) + bytes(4) + bomb
@@ -217,7 +217,7 @@ TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 
 
 def judged(request: Request, enabled: bool) -> Offer | ProtocolError:
-    """An offer, or why there is none."""
+    """An offer, or the error."""
     try:
         return read_offer(request, enabled)
     except ProtocolError as error:
@@ -225,8 +225,8 @@ def judged(request: Request, enabled: bool) -> Offer | ProtocolError:
 
 
 @given(HEADERS, st.booleans())
-def test_a_handshake_is_refused_or_answered(headers: list[tuple[str, str]], enabled: bool):
-    """Whatever is in its fields, a handshake has 400 or 426, or a head of 101 that says what RFC 6455 and 7692 let it say."""
+def test_a_handshake_is_refused_or_accepted(headers: list[tuple[str, str]], enabled: bool):
+    """Any handshake is refused with 400 or 426, or accepted with a head that RFC 6455 and RFC 7692 allow."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
     request = HeadReader(8192, 100, 65536).read(f"GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode("latin-1"))
     assert request

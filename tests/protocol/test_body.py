@@ -1,4 +1,4 @@
-"""Bodies by themselves; `test_request` has those behind their heads. No socket, no server."""
+"""Bodies of requests on their own; `test_request` has those behind their heads. No socket, no server."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from epollard.protocol.grammar import ProtocolError
 
 
 def test_extensions_may_not_outweigh_the_body():
-    """Extensions of a body's own size are borne, an endless stream of them for a small body is not (RFC 9112 7.1.1)."""
+    """Chunk extensions may have as many bytes as the body and some more, but not without end (RFC 9112 7.1.1)."""
     fair = ChunkedBody(10**6)
     assert fair.feed(b"40;%s\r\n%s\r\n" % (b"a" * 60, b"b" * 64) * 1000) == b"b" * 64000
     line = b"1;%s\r\nb\r\n" % (b"a" * 63)  # 63 bytes more than the body, each time
@@ -20,7 +20,7 @@ def test_extensions_may_not_outweigh_the_body():
 
 
 def test_a_body_of_known_length_is_not_copied():
-    """What is all body is handed on as it came; a body ends where it ends, and the rest is the next request's."""
+    """A piece within the body is returned itself; behind the end of the body, the rest belongs to the next request."""
     body = LengthBody(10)
     data = b"hello"
     assert body.feed(data) is data
@@ -33,14 +33,14 @@ def test_a_body_of_known_length_is_not_copied():
     assert (exact.done, exact.rest) == (True, b"")
 
 
-def test_a_body_of_length_nothing_is_done():
-    """Nobody waits for a byte that will not come."""
+def test_a_body_of_length_zero_is_done():
+    """It is not waited for."""
     assert LengthBody(0).done
     assert not LengthBody(1).done
 
 
-def test_a_chunk_is_handed_on_before_it_is_whole():
-    """A large chunk is not kept in memory until its end."""
+def test_a_part_of_a_chunk_is_returned_at_once():
+    """A large chunk is not kept in memory until it is whole."""
     body = ChunkedBody(10**9)
     assert body.feed(b"3b9aca00\r\nhello") == b"hello"
     assert body.feed(b"world") == b"world"

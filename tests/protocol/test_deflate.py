@@ -1,4 +1,4 @@
-"""Compression of WebSocket messages: rows of what is negotiated, and what zlib makes of it. No socket, no server."""
+"""Compression of WebSocket messages: rows of negotiations, and zlib as the client. No socket, no server."""
 
 import zlib
 
@@ -49,22 +49,22 @@ NEGOTIATED: list[tuple[list[str], str | None]] = [
 
 
 @pytest.mark.parametrize(("values", "answer"), NEGOTIATED)
-def test_what_is_negotiated(values: list[str], answer: str | None):
-    """The first offer that can be kept is taken, within our bounds; one that RFC 7692 7.1 forbids is passed over."""
+def test_compression_is_negotiated(values: list[str], answer: str | None):
+    """The first acceptable offer is accepted, within our bounds; one that RFC 7692 7.1 forbids is declined."""
     negotiated = Deflate.negotiate(values)
     assert (negotiated and negotiated.header) == (answer and f"{PMD}; {answer}")
 
 
 @pytest.mark.parametrize("bits", range(8, 16))
-def test_our_window_is_as_small_as_was_asked(bits: int):
-    """A client with the window that it asked for can read all that we compress, far matches included."""
+def test_the_window_is_as_small_as_the_client_asked(bits: int):
+    """A client with the window that it asked for can decompress our messages, distant matches included."""
     server = deflate(f"{PMD}; server_max_window_bits={bits}")
     client = zlib.decompressobj(-bits)
     noise = bytes(at * at * 31 % 257 % 256 for at in range(200))
     for message in (noise * 3, noise[::-1] + noise[:70] + noise[::-1], b"a" * 999, (noise + b"xyz") * 40):
         data = server.compress(message) + b"\0\0\xff\xff"
         content = b""
-        while data:  # byte by byte, so that zlib looks into its window and not into what it just gave out
+        while data:  # byte by byte, so that zlib needs its window and not its last output
             content += client.decompress(data, 1)
             data = client.unconsumed_tail
         while more := client.decompress(b"", 1):
@@ -73,7 +73,7 @@ def test_our_window_is_as_small_as_was_asked(bits: int):
 
 
 def test_contexts_are_kept_or_not():
-    """What was said before makes the next message shorter, unless the client asked to forget."""
+    """Earlier messages make the next one shorter, unless the client asked for no context takeover."""
     kept, forgotten = deflate(), deflate(f"{PMD}; server_no_context_takeover")
     message = bytes(range(256))
     assert len(kept.compress(message)) > 256
@@ -82,6 +82,6 @@ def test_contexts_are_kept_or_not():
 
 
 def test_an_empty_message_is_one_byte():
-    """RFC 7692 7.2.3.6, also the second time."""
+    """RFC 7692 7.2.3.6 holds for the second and later messages too."""
     server = deflate()
     assert [server.compress(b"") for _ in range(3)] == [b"\0"] * 3

@@ -1,4 +1,4 @@
-"""WebSocket: rows of what a client sends and what comes of it, and the `websockets` library at the other end. No socket."""
+"""WebSocket frames: rows of bytes and their events, and the `websockets` library as the client. No socket, no server."""
 
 import itertools
 import tracemalloc
@@ -25,7 +25,7 @@ LIMIT = 1000
 
 
 def sent(first: int, payload: bytes = b"", mask: bytes = b"\x37\xfa\x21\x3d", width: int | None = None) -> bytes:
-    """A frame from a client, plainly made. `width`: bytes of its extended length, else as few as will do."""
+    """A frame as a client sends it. `width`: bytes of its extended length; without it, as few as possible."""
     size = len(payload)
     if width is None:
         width = 0 if size < 126 else 2 if size < 1 << 16 else 8
@@ -42,7 +42,7 @@ def single(data: bytes) -> list[bytes]:
 
 
 def brief(events: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
-    """Events without the words for what failed."""
+    """Events without the reasons of violations."""
     return [(kind, what[0] if kind == FAIL else what) for kind, what in events]
 
 
@@ -50,7 +50,7 @@ def brief(events: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
 
 LONG = "\u00e9" * 300
 FRAMES = [
-    # RFC 6455 5.7, and around it
+    # RFC 6455 5.7, and similar frames
     ("text", sent(0x81, b"Hello"), [(TEXT, "Hello")]),
     ("unmasked zeros", sent(0x81, b"Hello", b"\0\0\0\0"), [(TEXT, "Hello")]),
     ("empty text", sent(0x81), [(TEXT, "")]),
@@ -129,7 +129,7 @@ FRAMES = [
     *[(f"close {code}", sent(0x88, code.to_bytes(2)), [(CLOSE, (code, ""))]) for code in (1003, 1007, 1014, 3000, 4999)],
 ]
 
-# RFC 7692 7.2.3 and 7.2.2, each of them masked.
+# The examples of RFC 7692 7.2.3 and similar frames, masked.
 PACKED = [
     ("one block", sent(0xC1, b"\xf2\x48\xcd\xc9\xc9\x07\x00"), [(TEXT, "Hello")]),
     ("fragments", sent(0x41, b"\xf2\x48\xcd") + sent(0x80, b"\xc9\xc9\x07\x00"), [(TEXT, "Hello")]),
@@ -143,12 +143,12 @@ PACKED = [
     ("two blocks", sent(0xC1, b"\xf2\x48\x05\x00\x00\x00\xff\xff\xca\xc9\xc9\x07\x00"), [(TEXT, "Hello")]),
     ("empty", sent(0xC1, b"\x00"), [(TEXT, "")]),
     ("ping within", sent(0x41, b"\xf2\x48\xcd") + sent(0x89) + sent(0x80, b"\xc9\xc9\x07\x00"), [(PING, b""), (TEXT, "Hello")]),
-    ("plain all the same", sent(0x81, b"Hello"), [(TEXT, "Hello")]),
+    ("not compressed, which is allowed", sent(0x81, b"Hello"), [(TEXT, "Hello")]),
     ("plain fragments", sent(0x01, b"Hel") + sent(0x80, b"lo"), [(TEXT, "Hello")]),
     ("RSV1 in a continuation", sent(0x41, b"\xf2\x48\xcd") + sent(0xC0, b"\xc9\xc9\x07\x00"), [(FAIL, 1002)]),
     ("RSV1 in a ping", sent(0xC9), [(FAIL, 1002)]),
     ("RSV2", sent(0xE1, b"\x00"), [(FAIL, 1002)]),
-    ("not compressed", sent(0xC1, b"\xff\xff\xff"), [(FAIL, 1007)]),
+    ("no deflate data", sent(0xC1, b"\xff\xff\xff"), [(FAIL, 1007)]),
     ("behind a final block", sent(0xC1, b"\xf3\x48\xcd\xc9\xc9\x07\x00\x01"), [(FAIL, 1007)]),
     ("far behind a final block", sent(0x41, b"\x03\x00") + sent(0x80, bytes(9)), [(FAIL, 1007)]),
     ("not text", sent(0xC1, zlib.compress(b"caf\xe9", wbits=-12)), [(FAIL, 1007)]),
@@ -159,15 +159,15 @@ PACKED = [
         sent(0x42, b"\xf2\x48\xcd\xc9\xc9\x07\x00" + b"\0\0\xff\xff") + sent(0x80, b"\x4b" * 1999),
         [(FAIL, 1009)],
     ),
-    ("says nothing for too long", sent(0x42, b"\0\0\0\xff\xff" * 300) + sent(0x00, b"\0\0\0\xff\xff" * 300), [(FAIL, 1009)]),
+    ("empty blocks without end", sent(0x42, b"\0\0\0\xff\xff" * 300) + sent(0x00, b"\0\0\0\xff\xff" * 300), [(FAIL, 1009)]),
 ]
 ROWS = [(f"{name}", False, data, events) for name, data, events in FRAMES]
 ROWS += [(f"compressed: {name}", True, data, events) for name, data, events in PACKED]
 
 
 @pytest.mark.parametrize(("packed", "data", "events"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_what_comes_of_frames(packed: bool, data: bytes, events: list[tuple[int, Any]]):
-    """The same events whole, byte by byte, and with bytes behind; after the end of the conversation nothing more."""
+def test_frames_become_events(packed: bool, data: bytes, events: list[tuple[int, Any]]):
+    """The events are the same in one piece, byte by byte, and with bytes behind; after CLOSE or FAIL there are none."""
     ended = events[-1][0] in (CLOSE, FAIL)
     behind = sent(0x8A, b"behind")
     after = events if ended else [*events, (PONG, b"behind")]
@@ -185,7 +185,7 @@ def test_what_comes_of_frames(packed: bool, data: bytes, events: list[tuple[int,
         assert brief(receiver.feed(sent(0x8A))) == ([] if ended else [(PONG, b"")])
 
 
-# What makes each of them bad is its last byte (RFC 3629 4). A surrogate is bad with its second; Python waits for the third.
+# Each of them is bad with its last byte (RFC 3629 4). A surrogate is bad with its second byte, but Python waits for the third.
 BAD_UTF8 = [
     *(b"\x80", b"\xbf", b"\xc0", b"\xc1", b"\xf5", b"\xf8", b"\xfe", b"\xff", b"\xc3(", b"\xe0\x80", b"\xe0\x9f", b"\xe2("),
     *(b"\xe2\x82(", b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xf0\x80", b"\xf0\x8f", b"\xf0\x9f(", b"\xf0\x9f\x98(", b"\xf4\x90"),
@@ -196,7 +196,7 @@ BAD_UTF8 = [
 @pytest.mark.parametrize("cut", [None, 0, 1, 2])
 @pytest.mark.parametrize("bad", BAD_UTF8)
 def test_bad_text_is_found_at_once(bad: bytes, cut: int | None):
-    """A client hears of bad UTF-8 with the byte that makes it bad, in whatever frame and however much is to come."""
+    """Bad UTF-8 fails with the byte that makes it bad, in any frame, before the rest of the message has come."""
     text = b"good" + bad
     stream = sent(0x01, text + b"behind")
     at = 6 + len(text)
@@ -212,7 +212,7 @@ def test_bad_text_is_found_at_once(bad: bytes, cut: int | None):
 
 @pytest.mark.parametrize("size", [4096, 4097, 4099, 65535, 65536, 100_001])
 def test_big_frames(size: int):
-    """Both ways to unmask, and every width of the length, give what was sent, whole and in pieces of any size."""
+    """Both ways to unmask and all widths of the length are right, in one piece and in pieces of any size."""
     payload = bytes(at * 7 % 251 for at in range(size))
     data = sent(0x82, payload)
     for step in (len(data), 1 << 14, 4099, 777):
@@ -230,14 +230,14 @@ LIKE_A_FRAME = [
 
 
 @pytest.mark.parametrize(("data", "at"), LIKE_A_FRAME)
-def test_what_looks_like_a_frame(data: bytes, at: int):
-    """What would be a whole frame, had nothing come before it, is taken for the rest that it is."""
+def test_a_rest_that_looks_like_a_frame(data: bytes, at: int):
+    """Bytes that would be a whole frame on their own are read as the rest of the frame or message that came before."""
     assert Receiver(LIMIT, None).feed(data[at:])[0][0] in (TEXT, BINARY)
     assert fed(Receiver(LIMIT, None), [data[:at], data[at:]]) == Receiver(LIMIT, None).feed(data)
 
 
 def test_floods_come_in_portions():
-    """One `feed` makes only so much of the smallest frames, or of compressed ones; the rest comes when it is asked for."""
+    """One `feed` of very small or compressed frames returns a bounded number of bytes; further calls return the rest."""
     zeros = deflate("permessage-deflate; server_no_context_takeover").compress(bytes(1 << 18))
     floods = [
         (sent(0x81), (TEXT, ""), 20_000),
@@ -258,14 +258,14 @@ def test_floods_come_in_portions():
 
 @pytest.mark.parametrize("limit", [0, 1, 5, 124, 125, 126])
 def test_small_limits(limit: int):
-    """A limit holds for small messages as for big ones."""
+    """The limit holds for small messages, which have a fast path."""
     for size in range(limit + 1):
         assert Receiver(limit, None).feed(sent(0x82, b"a" * size)) == [(BINARY, b"a" * size)]
     assert brief(Receiver(limit, None).feed(sent(0x82, b"a" * (limit + 1)))) == [(FAIL, 1009)]
 
 
 def peak(receiver: Receiver, pieces: Iterable[bytes]) -> tuple[int, list[tuple[int, Any]]]:
-    """Bytes taken at worst while a receiver was fed, and the events."""
+    """The peak of the memory that was allocated while a receiver was fed, in bytes, and the events."""
     tracemalloc.start()
     try:
         events = fed(receiver, pieces)
@@ -274,8 +274,8 @@ def peak(receiver: Receiver, pieces: Iterable[bytes]) -> tuple[int, list[tuple[i
         tracemalloc.stop()
 
 
-def test_a_bomb_does_not_go_off():
-    """Of 64 MiB in 64 KiB no more is unpacked than the limit and a little."""
+def test_a_decompression_bomb_is_stopped():
+    """Of 64 MiB that are compressed to 64 KiB, little more than the limit is decompressed."""
     packer = zlib.compressobj(9, wbits=-15)
     bomb = b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(64)), packer.flush(zlib.Z_SYNC_FLUSH)])[:-4]
     data = sent(0xC2, bomb)
@@ -286,7 +286,7 @@ def test_a_bomb_does_not_go_off():
 
 
 def test_fragments_take_no_more_than_their_bytes():
-    """A message of very many fragments, most of them empty, is held in the bytes that it has."""
+    """The memory for a message follows from its bytes, not from the number of its fragments."""
     fragments = sent(0x02, b"a") + (sent(0x00, b"b") + sent(0x00) * 3) * 10_000
     receiver = Receiver(1 << 20, None)
     taken, events = peak(receiver, (fragments[at : at + 4096] for at in range(0, len(fragments), 4096)))
@@ -295,8 +295,8 @@ def test_fragments_take_no_more_than_their_bytes():
     assert taken < 60_000
 
 
-def test_a_big_frame_is_not_copied_again_and_again():
-    """A frame of 16 MiB in pieces of 64 KiB takes its own size twice at worst, when it is whole."""
+def test_a_big_frame_is_not_copied_for_each_piece():
+    """A frame of 16 MiB in pieces of 64 KiB takes at most about twice its size, when it is whole."""
     piece = bytes(1 << 16)
     pieces = [sent(0x82, b"")[:1] + b"\xff" + (1 << 24).to_bytes(8) + bytes(4), *[piece] * 256]
     taken, events = peak(Receiver(1 << 24, None), pieces)
@@ -304,8 +304,8 @@ def test_a_big_frame_is_not_copied_again_and_again():
     assert taken < 2.5 * (1 << 24)
 
 
-def test_silent_connections_take_no_memory():
-    """Negotiated compression costs nothing before the first compressed message."""
+def test_compression_takes_no_memory_before_it_is_used():
+    """A connection that has negotiated compression allocates its contexts with the first compressed message."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -315,12 +315,12 @@ def test_silent_connections_take_no_memory():
         tracemalloc.stop()
 
 
-@settings(deadline=None)  # time is no matter of a test
+@settings(deadline=None)  # a busy machine is not a failure
 @given(
     st.binary(max_size=300), st.binary(min_size=4, max_size=4), st.lists(st.integers(0, 300)), st.lists(st.integers(0, 1 << 20))
 )
 def test_fragments_and_packets_do_not_matter(payload: bytes, mask: bytes, frames: list[int], packets: list[int]):
-    """However a message is cut into frames, and frames into packets, it comes out as it was."""
+    """A message arrives unchanged, whatever its frames, and whatever the packets of these."""
     edges = sorted({0, len(payload), *(place % (len(payload) + 1) for place in frames)})
     parts = [payload[start:end] for start, end in itertools.pairwise(edges)] or [b""]
     data = b"".join(
@@ -330,7 +330,7 @@ def test_fragments_and_packets_do_not_matter(payload: bytes, mask: bytes, frames
     assert fed(Receiver(300, None), [data[start:end] for start, end in itertools.pairwise(edges)]) == [(BINARY, payload)]
 
 
-# --- What the server sends -------------------------------------------------------------------------------------------
+# --- Frames of the server --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_frames_of_the_server(made: bytes, expected: bytes):
 
 @pytest.mark.parametrize("code", [-1, 0, 999, 1004, 1005, 1006, 1015, 2999, 5000, 1 << 16])
 def test_codes_that_are_not_sent(code: int):
-    """A code that the client would have to refuse is an error here."""
+    """A code that a client has to refuse is an error in the server already."""
     assert not is_valid_close(code)
     with pytest.raises(ValueError, match=str(code)):
         close_frame(code, "")
@@ -370,7 +370,7 @@ def test_codes_that_are_not_sent(code: int):
 
 @pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, *range(1007, 1015), 3000, 4999])
 def test_codes_that_are_sent(code: int):
-    """All codes that RFC 6455 7.4 and its registry allow on the wire."""
+    """All codes that RFC 6455 7.4 and its registry allow on the wire are accepted."""
     assert is_valid_close(code)
 
 
@@ -390,7 +390,7 @@ SETTINGS: list[dict[str, Any] | None] = [
 
 
 def met(setting: dict[str, Any] | None) -> tuple[ClientProtocol, Offer]:
-    """The library's client after the handshake, with compression or without."""
+    """The library's client after the handshake, and our offer. `setting`: of compression, if it has any."""
     extensions = [] if setting is None else [ClientPerMessageDeflateFactory(**setting)]
     client = ClientProtocol(parse_uri("ws://a/chat"), extensions=extensions, subprotocols=[Subprotocol("b"), Subprotocol("c")])
     client.send_request(client.connect())
@@ -412,10 +412,10 @@ PACKETS = st.sampled_from([1, 2, 7, 64, 10_000])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@settings(deadline=None)  # time is no matter of a test
+@settings(deadline=None)  # a busy machine is not a failure
 @given(messages=MESSAGES, step=PACKETS)
-def test_the_library_is_heard(setting: dict[str, Any] | None, messages: list[tuple[str | bytes, int]], step: int):
-    """What the `websockets` client sends, in fragments with pings between them, arrives as it was."""
+def test_the_library_is_understood(setting: dict[str, Any] | None, messages: list[tuple[str | bytes, int]], step: int):
+    """Messages of the `websockets` client, in fragments with pings between them, arrive unchanged."""
     client, offer = met(setting)
     expected: list[tuple[int, Any]] = []
     for message, parts in messages:
@@ -441,10 +441,10 @@ def test_the_library_is_heard(setting: dict[str, Any] | None, messages: list[tup
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@settings(deadline=None)  # time is no matter of a test
+@settings(deadline=None)  # a busy machine is not a failure
 @given(messages=MESSAGES)
-def test_the_library_hears(setting: dict[str, Any] | None, messages: list[tuple[str | bytes, int]]):
-    """What we send, compressed or not, whole or in fragments, the `websockets` client takes."""
+def test_the_library_understands_us(setting: dict[str, Any] | None, messages: list[tuple[str | bytes, int]]):
+    """The `websockets` client reads our messages, compressed or not, whole or in fragments."""
     client, offer = met(setting)
     data, expected = b"", []
     for at, (message, parts) in enumerate(messages):

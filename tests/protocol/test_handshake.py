@@ -1,4 +1,4 @@
-"""Opening handshakes: rows of what a client asks and what it is answered. No socket, no server."""
+"""Opening handshakes of WebSockets: rows of requests, and the response to each. No socket, no server."""
 
 import pytest
 
@@ -18,7 +18,7 @@ USUAL = {
 
 
 def asked(changed: dict[str, str | list[str] | None], first: str = "GET /chat HTTP/1.1") -> Request:
-    """A handshake, with some fields changed (None: left out; a list: more than once)."""
+    """A handshake with some fields changed (None: left out; a list: more than once)."""
     lines = [first]
     for name, value in (USUAL | changed).items():
         values = value if isinstance(value, list) else [] if value is None else [value]
@@ -46,8 +46,8 @@ TAKEN: list[tuple[dict[str, str | list[str] | None], list[str]]] = [
 
 
 @pytest.mark.parametrize(("changed", "subprotocols"), TAKEN)
-def test_handshakes_that_are_taken(changed: dict[str, str | list[str] | None], subprotocols: list[str]):
-    """What RFC 6455 4.2.1 allows is an offer, subprotocols in the order of the client."""
+def test_good_handshakes_are_offers(changed: dict[str, str | list[str] | None], subprotocols: list[str]):
+    """A handshake that RFC 6455 4.2.1 allows is an offer, with the subprotocols in the client's order."""
     request = asked(changed)
     assert wants_upgrade(request.fields)
     assert read_offer(request, False) == Offer(KEY, subprotocols, None)
@@ -100,8 +100,8 @@ REFUSED: list[tuple[dict[str, str | list[str] | None], int]] = [
 
 
 @pytest.mark.parametrize(("changed", "status"), REFUSED)
-def test_handshakes_that_are_refused(changed: dict[str, str | list[str] | None], status: int):
-    """What RFC 6455 4.2.1 forbids has its status, with compression or without, and no byte of the client's in the reason."""
+def test_bad_handshakes_are_refused(changed: dict[str, str | list[str] | None], status: int):
+    """A handshake that RFC 6455 4.2.1 forbids has a status, with compression or without, and the reason does not quote it."""
     for enabled in (True, False):
         with pytest.raises(ProtocolError) as caught:
             read_offer(asked(changed), enabled)
@@ -110,8 +110,8 @@ def test_handshakes_that_are_refused(changed: dict[str, str | list[str] | None],
 
 
 @pytest.mark.parametrize("first", ["POST / HTTP/1.1", "HEAD / HTTP/1.1", "GET / HTTP/1.0"])
-def test_other_requests_are_refused(first: str):
-    """Only a GET of HTTP/1.1 opens a WebSocket; in HTTP/1.0 Upgrade is not heard (RFC 9110 7.8)."""
+def test_other_requests_open_no_websocket(first: str):
+    """Only a GET of HTTP/1.1 opens a WebSocket; in HTTP/1.0 Upgrade is ignored (RFC 9110 7.8)."""
     request = asked({}, first)
     assert wants_upgrade(request.fields) == first.endswith("1.1")
     with pytest.raises(ProtocolError) as caught:
@@ -119,14 +119,14 @@ def test_other_requests_are_refused(first: str):
     assert caught.value.status == 400
 
 
-def test_requests_that_want_something_else():
-    """Without Upgrade, or with another one, a request is an ordinary one."""
+def test_ordinary_requests_are_not_handshakes():
+    """A request without Upgrade, or for another protocol, does not ask for a WebSocket."""
     assert not wants_upgrade(asked({"Upgrade": None}).fields)
     assert not wants_upgrade(asked({"Upgrade": "h2c"}).fields)
 
 
-def test_the_head_that_opens():
-    """The answer of RFC 6455 1.3, with a subprotocol, what was negotiated, and the application's own headers."""
+def test_a_head_that_opens():
+    """The response of RFC 6455 1.3, with a subprotocol, the negotiated compression, and the application's headers."""
     offer = read_offer(asked({PROTOCOL: "a, b", EXTENSIONS: "permessage-deflate"}), True)
     headers = [(b"Set-Cookie", b"a=b"), (b"x-latin", b"caf\xe9"), (b"set-cookie", b"c")]
     assert accept_head(offer, "b", headers, DATE_END) == (
@@ -138,7 +138,7 @@ def test_the_head_that_opens():
 
 
 def test_the_shortest_head_that_opens():
-    """Nothing is said of what was not asked, and what an application says of the connection is dropped."""
+    """Nothing that was not offered is in the head, and the application's fields about the connection are dropped."""
     headers = [
         *[(b"Connection", b"close"), (b"Upgrade", b"h2c"), (b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked")],
         *[(b"sec-websocket-accept", b"x"), (b"Sec-WebSocket-Protocol", b"x"), (b"Sec-WebSocket-Extensions", b"x")],
@@ -152,7 +152,7 @@ def test_the_shortest_head_that_opens():
 
 @pytest.mark.parametrize("bad", [b"a\r\nb: c", b"a\nb", b"a\rb", b"a\0", b"\x7f", b"a\x0b"])
 def test_headers_that_cannot_be_sent(bad: bytes):
-    """A line break of an application's value never reaches the wire, in a header that is dropped neither."""
+    """A header with a line break is an error, even if the header would be dropped."""
     for name, value in ((b"x", bad), (bad, b"x"), (b"date", bad)):
         with pytest.raises(ValueError, match="bad"):
             accept_head(Offer(KEY, [], None), None, [(name, value)], DATE_END)
@@ -160,6 +160,6 @@ def test_headers_that_cannot_be_sent(bad: bytes):
 
 @pytest.mark.parametrize("bad", ["c", "", "A", "a, b", "a\r\nb: c"])
 def test_subprotocols_that_were_not_offered(bad: str):
-    """The client would fail the connection (RFC 6455 4.1): better that the application hears of it."""
+    """The application gets an error, since the client would fail the connection (RFC 6455 4.1)."""
     with pytest.raises(ValueError, match="subprotocol"):
         accept_head(Offer(KEY, ["a", "b"], None), bad, [], DATE_END)

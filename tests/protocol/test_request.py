@@ -1,4 +1,4 @@
-"""Heads and bodies of requests: every row of `requests/`, however it comes. No socket, no server."""
+"""Heads of requests, with the bodies behind them: every row of `requests/`, in pieces of every size. No socket, no server."""
 
 import ast
 import itertools
@@ -21,7 +21,7 @@ INVALID = corpus.rows("invalid")
 
 BEHIND = (b"GET /next HTTP/1.1\r\nHost: b\r\n\r\n", b"\r\n\r\n", b"\n", b"5\r\nhello\r\n0\r\n\r\n")
 SIZES = (0, 1, 3)
-LONG = 2_000  # bytes: rows over it come in pieces of a packet's size, not byte by byte
+LONG = 2_000  # bytes: longer rows come in pieces of a packet's size, not byte by byte
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,14 @@ def sizes(data: bytes) -> tuple[int, ...]:
 
 
 def ways(row: Row) -> list[tuple[int, bytes]]:
-    """Sizes of pieces, and what comes behind."""
+    """The sizes of pieces in which a row is fed, and the bytes behind it."""
     alone = [(size, b"") for size in sizes(row.data)]
     return alone if row.outcome == MORE else alone + [(0, behind) for behind in BEHIND]
 
 
 @pytest.mark.parametrize("row", VALID, ids=str)
 def test_good_requests_are_understood(row: Row, warm: HeadReader):
-    """A request says the same however it comes and whatever came before it; what comes behind it is left alone."""
+    """A request means the same in one piece or many, whatever the reader has read before; bytes behind it are left alone."""
     for size, behind in ways(row):
         cold = corpus.reader()
         for reader in (warm, cold) if behind else (warm, cold, cold):
@@ -58,7 +58,7 @@ def test_good_requests_are_understood(row: Row, warm: HeadReader):
 
 @pytest.mark.parametrize("row", INVALID, ids=str)
 def test_bad_requests_are_refused(row: Row, warm: HeadReader):
-    """A refusal has one status, however the request comes and whatever came before it; nothing behind it mends it."""
+    """A bad request has one status in one piece or many, whatever the reader has read before and whatever bytes follow."""
     for size, behind in ways(row):
         cold = corpus.reader()
         for reader in (warm, cold) if behind else (warm, cold, cold):
@@ -94,23 +94,23 @@ EARLY = [
 
 
 @pytest.mark.parametrize(("name", "data", "status"), EARLY, ids=[row[0] for row in EARLY])
-def test_what_cannot_become_good_is_refused_at_once(name: str, data: bytes, status: int, warm: HeadReader):
-    """Nobody waits for a deadline to hear that a head is bad, where its first line or its size says so."""
+def test_a_head_that_cannot_become_good_is_refused_at_once(name: str, data: bytes, status: int, warm: HeadReader):
+    """A client need not wait for a deadline to learn that its head is bad, if the request line or the size shows it."""
     for size, reader in itertools.product((0, 1 if len(data) < LONG else 1460), (corpus.reader(), warm)):
         found = corpus.feed(reader, corpus.pieces(data, size))
         assert isinstance(found, Refused), size
         assert found.status == status, size
 
 
-def test_rows_have_names_of_their_own():
-    """A row that fails is found by its name, and none stands twice."""
+def test_rows_have_unique_names():
+    """A row that fails is found by its name, and no row is there twice."""
     names = [row.name for row in VALID + INVALID]
     assert len(set(names)) == len(names)
     assert len({row.data for row in VALID + INVALID}) == len(names)
 
 
 def test_a_request_is_found_where_the_last_one_ended():
-    """What lies before the start is not looked at, good or bad."""
+    """Bytes before the start have no influence, good or bad."""
     reader = corpus.reader()
     for row, before in itertools.product(VALID, (b"GET /a HTTP/1.1\r\n\r\n", b"\n", b"\r", b"x\r\n")):
         found = corpus.reader().read(before + row.data, len(before))
@@ -121,7 +121,7 @@ def test_a_request_is_found_where_the_last_one_ended():
 
 
 def test_every_refusal_has_a_row():
-    """No line of request.py and body.py refuses anything for a reason that no row gives; and no reason quotes its peer."""
+    """Each `raise ProtocolError` in request.py and body.py is reached by a row, and no reason quotes the client."""
     refusals = {
         (module.__file__, node.lineno)
         for module in (request, body)
@@ -166,7 +166,7 @@ def _refusals(row: Row, size: int):
 
 
 def outcome(data: bytes, size: int, limits=(64, 4, 128), limit: int = 10, warmer: bytes = b"") -> int | None:
-    """The status of the refusal, 200 where it is none, None where more is needed."""
+    """The status of the refusal, or 200 if the request is good, or None if more bytes are needed."""
     reader = HeadReader(*limits)
     if warmer:
         assert reader.read(warmer)
@@ -205,17 +205,17 @@ BOUNDARIES = [
 
 @pytest.mark.parametrize(("name", "data", "status"), BOUNDARIES, ids=[row[0] for row in BOUNDARIES])
 def test_limits_are_exact(name: str, data: bytes, status: int | None):
-    """What is as long as its limit passes, a byte more does not, in one piece or byte by byte, with the caches cold or warm."""
+    """A part of exactly its limit passes, and one more byte does not, in one piece or many, with cold or warm caches."""
     warmers = [b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"]
     for size, warmer in itertools.product((0, 1) if len(data) < 4000 else (0, 251), warmers):
         assert outcome(data, size, warmer=warmer) == status, (size, warmer)
 
 
-# --- What must not become slow ---------------------------------------------------------------------------------------
+# --- Time ------------------------------------------------------------------------------------------------------------
 
 
 def seconds(call) -> float:
-    """CPU time, the least of three runs."""
+    """CPU seconds of a call, the least of three runs."""
     times = []
     for _ in range(3):
         start = time.thread_time()
@@ -231,20 +231,20 @@ SLOW = [
     ("many one-byte chunks", BODY + b"1\r\na\r\n" * 3000, 0),
     ("many one-byte chunks, byte by byte", BODY + b"1\r\na\r\n" * 800, 1),
     ("trailers byte by byte", BODY + b"0\r\n" + b"X: a\r\n" * 500, 1),
-    ("a host of escapes that is bad at its end", b"GET / HTTP/1.1\r\nHost: " + b"%41" * 20000 + b"@\r\n\r\n", 0),
+    ("a host of escapes with a bad end", b"GET / HTTP/1.1\r\nHost: " + b"%41" * 20000 + b"@\r\n\r\n", 0),
     ("a host of colons", b"GET / HTTP/1.1\r\nHost: [%s]\r\n\r\n" % (b":" * 60000), 0),
 ]
 
 
 @pytest.mark.parametrize(("name", "data", "size"), SLOW, ids=[row[0] for row in SLOW])
-def test_no_byte_is_dear(name: str, data: bytes, size: int):
-    """Nothing that a stranger sends costs more than a few microseconds a byte: it cannot cost more to read than to send."""
+def test_no_byte_is_expensive(name: str, data: bytes, size: int):
+    """No byte takes more than a few microseconds to judge, so that no client can buy much CPU time with few bytes."""
     limit = 20e-6 if size else 2e-6
     assert seconds(lambda: corpus.feed(corpus.reader(), corpus.pieces(data, size))) < limit * len(data) + 2e-3
 
 
-def test_no_byte_of_a_long_head_is_dear():
-    """Nor is one that comes behind 50,000 others, of a client whose last head made an expression that would read them all."""
+def test_no_byte_of_a_long_head_is_expensive():
+    """Nor does a byte behind 50,000 others, even if an expression that reads the whole head is known for its client."""
     reader = corpus.reader()
     for number in range(COMPILE_AFTER):
         last = reader.read(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
@@ -257,8 +257,8 @@ def test_no_byte_of_a_long_head_is_dear():
 # --- Memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_repeated_is_judged_once():
-    """The same request line and the same names of fields are the same objects, each on its own; so is a whole head."""
+def test_repeated_parts_are_judged_once():
+    """A repeated request line is one object, a repeated sequence of field names is one, and a repeated head is one."""
     reader = corpus.reader()
     first = reader.read(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n")
     second = reader.read(b"GET /a HTTP/1.1\r\nHost: b\r\n\r\n")
@@ -270,12 +270,12 @@ def test_what_is_repeated_is_judged_once():
     assert first.line is not third.line
     assert first.fields.shape is second.fields.shape is third.fields.shape
     again = [reader.read(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(3)]
-    assert again[0] is not first  # what comes once is not kept
+    assert again[0] is not first  # a head that has come once is not kept
     assert again[0] is again[1] is again[2]
 
 
-def test_many_heads_with_the_same_names_make_an_expression():
-    """Then a client's next head is read by it, whatever the values; what it does not read is read as ever."""
+def test_frequent_field_names_are_compiled():
+    """The expression reads a client's next head, whatever the values; a head that it does not match is read without it."""
     reader = corpus.reader()
     last = None
     for number in range(COMPILE_AFTER):
@@ -295,9 +295,10 @@ def test_many_heads_with_the_same_names_make_an_expression():
 
 
 def test_nothing_known_of_a_client_changes_a_judgement():
-    """Every row, read with what is known of the client that sent every good row: the same facts, the same refusals.
+    """Every row has the same facts, or the same refusal, for a client whose last head was any of the good rows.
 
-    What is known is the names of fields, so one client of each sequence of them will do, and whole fields where a row has them.
+    The reader knows a client by its field names, so one client for each sequence of names is enough, and by whole fields, so
+    clients that sent exactly the fields of the row are added.
     """
     known = [corpus.expert(row.data) for row in VALID if len(row.data) < LONG]
     of_names = {(expert.version, expert.shape.names): expert for expert in known}.values()
@@ -314,8 +315,8 @@ def test_nothing_known_of_a_client_changes_a_judgement():
     assert of_fields > len(known)
 
 
-def test_what_stands_for_long_fields_has_none_of_them():
-    """It is there where an expression is, and knows that one and nothing that was sent."""
+def test_long_fields_are_not_kept_for_the_next_head():
+    """Fields without values take their place as soon as there is an expression, which they lead to."""
     reader = corpus.reader()
     for number in range(COMPILE_AFTER + 1):
         found = reader.read(b"GET / HTTP/1.1\r\nHost: a\r\nX: %d\r\n\r\n" % number)
@@ -329,7 +330,7 @@ def test_what_stands_for_long_fields_has_none_of_them():
 
 
 def test_a_client_that_sends_its_fields_again_is_read_by_its_request_line():
-    """The fields are the same object, whatever the request line; they are not kept where they are too long."""
+    """The fields are the same object whatever the request line is, unless they are too long to be kept."""
     reader = corpus.reader()
     block = b" HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n"
     first = reader.read(b"GET /first" + block)
@@ -382,8 +383,8 @@ BEFORE_FIELDS = [
 
 
 @pytest.mark.parametrize("before", BEFORE_FIELDS, ids=repr)
-def test_whatever_stands_before_known_fields_is_judged(before):
-    """What ends with the fields of its client's last head need not be a head with these fields."""
+def test_bytes_before_known_fields_are_judged(before):
+    """Bytes that end with the fields of the client's last head are not always a head with these fields."""
     for row in VALID:
         if len(row.data) < LONG:
             expert = corpus.expert(row.data)
@@ -395,7 +396,7 @@ def test_whatever_stands_before_known_fields_is_judged(before):
 
 
 def test_absolute_form_leaves_the_remembered_fields_alone():
-    """Whose Host was replaced is not who comes next with the same fields."""
+    """A target with an authority replaces Host in its own request only, not for later requests with the same fields."""
     reader = corpus.reader()
     fields = b" HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n"
     for target, host in (b"/", "a"), (b"http://b/", "b"), (b"/", "a"), (b"http://c/", "c"), (b"http://b/", "b"):
@@ -407,13 +408,13 @@ def test_absolute_form_leaves_the_remembered_fields_alone():
         found.fields.shape.memo = ["host", "x"]
 
 
-def test_the_fast_path_is_for_requests_that_need_no_second_look():
-    """What may be answered without a look: no body, nothing asked of the server, and the connection goes on."""
+def test_the_fast_path_is_for_plain_requests():
+    """A request is marked for it if it has no body, is not about the server itself, and leaves the connection open."""
     reader = corpus.reader()
     fast = 0
     for row in VALID:
         assert reader.read(row.data)
-        assert row.data not in reader.known  # what comes once is not remembered
+        assert row.data not in reader.known  # a head that has come once is not remembered
         found = reader.read(row.data)
         assert found is not None
         head = row.data[: found.size]
@@ -425,8 +426,8 @@ def test_the_fast_path_is_for_requests_that_need_no_second_look():
     assert 20 < fast < len(VALID) - 20
 
 
-def test_strangers_fill_no_memory():
-    """The caches hold so many entries and no long ones, whatever comes, and what comes once is kept by none."""
+def test_no_client_can_fill_the_memory():
+    """The caches have a bounded number of entries of bounded length, and none keeps a head that has come only once."""
     reader = corpus.reader()
     caches: tuple[Collection[Any], ...] = (reader.known, reader._lines, reader._hosts, reader._shapes)
     most = [0] * len(caches)
@@ -447,7 +448,7 @@ def test_strangers_fill_no_memory():
 
 
 def test_a_part_of_a_head_empties_no_cache():
-    """A client that sends its head in many pieces does not cost the others what is remembered for them."""
+    """A client that sends its head in many pieces does not displace the entries of other clients."""
     reader = corpus.reader()
     for number in range(CACHED_ENTRIES):
         assert reader.read(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)

@@ -1,4 +1,4 @@
-"""Heads of responses: rows of what an application may say and what is sent of it. No socket, no server."""
+"""Heads of responses: rows of an application's status and headers, and the bytes of the head. No socket, no server."""
 
 import enum
 import time
@@ -43,8 +43,8 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("status", "headers", "sent"), GOOD)
-def test_what_is_sent(status: str, headers: list[tuple[str, str]], sent: str):
-    """Status and headers as the application gave them, in order, but for what belongs to the connection."""
+def test_heads_are_serialised(status: str, headers: list[tuple[str, str]], sent: str):
+    """Status and headers are sent as the application gave them, in order, except the fields about the connection."""
     assert lines(response.head(status, headers)) == sent
 
 
@@ -67,8 +67,8 @@ FACTS = [
 
 
 @pytest.mark.parametrize(("status", "headers", "facts"), FACTS)
-def test_what_is_known_of_it(status: str, headers: list[tuple[str, str]], facts: dict[str, object]):
-    """What decides framing and the end of the connection is read from what the application said."""
+def test_heads_have_facts(status: str, headers: list[tuple[str, str]], facts: dict[str, object]):
+    """The facts that decide framing and the end of the connection are read from the application's head."""
     head = response.head(status, headers)
     assert {name: getattr(head, name) for name in facts} == facts
 
@@ -107,8 +107,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("status", "headers", "reason"), BAD)
-def test_what_is_never_sent(status: str, headers: list[tuple[str, str]], reason: str):
-    """What would let a value end its line, or a length mislead whoever frames by it, is an error, each time."""
+def test_bad_heads_are_refused(status: str, headers: list[tuple[str, str]], reason: str):
+    """A bad status, name or length is an error each time, not only the first time."""
     for _ in range(2):
         with pytest.raises(HeadError, match=reason) as caught:
             response.head(status, headers)
@@ -144,8 +144,8 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("status", "name", "value"), PLACES)
-def test_no_line_is_ended_by_a_value(status: str, name: str, value: str):
-    """Line ends, NUL, other controls and what is no byte at all: nowhere in a head, before, in and behind what is good."""
+def test_no_value_ends_its_line(status: str, name: str, value: str):
+    """Line ends, NUL, other controls and characters beyond one byte are refused at every place in a head."""
     for text in BREAKS:
         with pytest.raises(HeadError) as caught:
             response.head(status.format(text), [("Good", "good"), (name.format(text), value.format(text))])
@@ -167,8 +167,8 @@ MISTYPED = [
 
 
 @pytest.mark.parametrize(("status", "headers"), MISTYPED)
-def test_what_is_no_string_is_refused(status: Any, headers: Any):
-    """PEP 3333: strings in tuples. What merely equals a string is none."""
+def test_other_types_are_refused(status: Any, headers: Any):
+    """PEP 3333: a status is a string, and headers are tuples of two strings."""
     with pytest.raises(TypeError):
         response.head(status, headers)
 
@@ -185,7 +185,7 @@ RAW = [
 
 @pytest.mark.parametrize(("status", "headers", "sent"), RAW)
 def test_heads_of_numbers_and_bytes(status: int, headers: Any, sent: str):
-    """ASGI: a number gets the phrase that is registered for it, and names and values are sent as they are."""
+    """ASGI: a status gets its registered phrase, and names and values are sent as they are."""
     assert lines(response.raw_head(status, headers)) == sent
 
 
@@ -261,22 +261,22 @@ class Word(str, enum.Enum):  # noqa: UP042 - a StrEnum formats as its value
     VALUE = "value"
 
 
-def test_what_is_sent_is_what_was_judged():
-    """Of a subclass of `str` that formats as something else, too."""
+def test_the_judged_text_is_sent():
+    """This holds for a subclass of `str` that formats as another text, too."""
     for status, sent in (Word.STATUS, "200 OK"), (Word.SHORT, "200 "):
         head = response.head(status, [(Word.NAME, Word.VALUE)])
         assert lines(head) == f"HTTP/1.1 {sent}\r\nX-Name: value\r\n" + SERVER
 
 
 def test_headers_may_come_from_an_iterator():
-    """Nothing is lost where the headers can be read only once, the first time and the second."""
+    """Headers that can be read only once are complete, whether the head is cached or not."""
     for _ in range(2):
         head = response.head("200 OK", ((name, "once") for name in ("X-One", "X-Two")))
         assert lines(head) == "HTTP/1.1 200 OK\r\nX-One: once\r\nX-Two: once\r\n" + SERVER
 
 
-def test_what_is_repeated_is_judged_once():
-    """The same status and headers are the same object; in another order, or case, they are another one."""
+def test_repeated_heads_are_judged_once():
+    """The same status and headers lead to the same object; in another order or case they lead to another."""
     headers = [("X", "repeated"), ("Y", "z")]
     first = response.head("200 OK", headers)
     assert response.head("200 OK", list(headers)) is first
@@ -286,8 +286,8 @@ def test_what_is_repeated_is_judged_once():
     assert response.head("200 OK", [("x", "repeated"), ("Y", "z")]) is not first
 
 
-def test_answers_fill_no_memory():
-    """So many heads are kept and no long ones, whatever the application answers."""
+def test_heads_cannot_fill_the_memory():
+    """A bounded number of heads is kept, and no long ones, whatever the application returns."""
     most = 0
     for number in range(3 * CACHED_ENTRIES):
         response.head("200 OK", [("X", str(number))])
@@ -300,7 +300,7 @@ def test_answers_fill_no_memory():
 
 DATES = [
     (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
-    (784111777, "Sun, 06 Nov 1994 08:49:37 GMT"),  # the one of RFC 9110 5.6.7
+    (784111777, "Sun, 06 Nov 1994 08:49:37 GMT"),  # the example in RFC 9110 5.6.7
     (951782399.9, "Mon, 28 Feb 2000 23:59:59 GMT"),
     (951782400, "Tue, 29 Feb 2000 00:00:00 GMT"),
     (1798761599, "Thu, 31 Dec 2026 23:59:59 GMT"),
@@ -309,7 +309,7 @@ DATES = [
 
 @pytest.mark.parametrize(("now", "text"), DATES)
 def test_date(now: float, text: str):
-    """IMF-fixdate, in English and in GMT whatever the locale and the time zone are."""
+    """Date is an IMF-fixdate, in English and in GMT whatever the locale and the time zone are."""
     assert response.date_line(now) == f"Date: {text}\r\n".encode()
 
 
@@ -324,8 +324,8 @@ DATE = b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
 
 
 @pytest.mark.parametrize("status", [400, 408, 413, 414, 417, 431, 501, 505, 507, 599])
-def test_a_refusal_is_a_whole_answer(status: int):
-    """It says its status, its length, its date, and that the connection ends; to HEAD it says the same without the body."""
+def test_a_refusal_is_a_whole_response(status: int):
+    """It has a status, a length, a date, and announces the end of the connection; to HEAD it is the same without the body."""
     head, end, body = response.refusal(status, DATE).partition(b"\r\n\r\n")
     first, *fields = head.decode("ascii").split("\r\n")
     assert first.startswith(f"HTTP/1.1 {status} ")
@@ -341,13 +341,13 @@ def test_a_refusal_is_a_whole_answer(status: int):
 
 
 def test_a_refused_version_of_websocket_names_the_right_one():
-    """RFC 6455 4.4 and RFC 9110 15.5.22: a client that spoke another version learns which one to speak."""
+    """A client with another version learns which one to use (RFC 6455 4.4, RFC 9110 15.5.22)."""
     head = response.refusal(426, DATE).partition(b"\r\n\r\n")[0]
     assert {b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Version: 13"} <= set(head.split(b"\r\n"))
 
 
-def test_pieces():
-    """The pieces that heads are put together from are whole lines (RFC 9112 5, 7.1; RFC 9110 15.2)."""
+def test_parts_of_heads_are_whole_lines():
+    """Each constant is a whole line, or a whole message part (RFC 9112 5, 7.1; RFC 9110 15.2)."""
     assert response.CONTINUE == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert response.CLOSE == b"Connection: close\r\n"
     assert response.KEEP == b"Connection: keep-alive\r\n"
@@ -356,7 +356,7 @@ def test_pieces():
 
 
 def test_options():
-    """The answer to `OPTIONS *` has no body and says so."""
+    """The response to `OPTIONS *` has no body, and a Content-Length of 0."""
     for keep in b"", response.CLOSE, response.KEEP:
         assert (
             response.options(DATE, keep)

@@ -84,7 +84,7 @@ STARTS = [
 def test_framing_follows_from_head_and_request(
     head: Head, to: str, size: int | None, closing: bool, framing: bytes, connection: bytes, writer: type, closes: bool
 ):
-    """RFC 9112 6.3: one way to find the end of the body, which the head announces; and what becomes of the connection."""
+    """The head announces one way to find the end of the body (RFC 9112 6.3), and whether the connection closes."""
     opening = response_body.start(head, REQUESTS[to], Ends, size=size, closing=closing)
     assert opening.head == head.lines + framing + connection + DATE + b"\r\n"
     assert type(opening.writer) is writer
@@ -96,7 +96,7 @@ def test_framing_follows_from_head_and_request(
     [("GET", False, b""), ("GET", True, CLOSE), ("GET 1.0", False, KEEP), ("GET 1.0", True, CLOSE)],
 )
 def test_the_applications_own_date_is_the_only_one(to: str, closing: bool, connection: bytes):
-    """A head with a Date gets no second one, and the connection's line all the same."""
+    """A head with a Date gets no second one, and still gets its Connection line."""
     opening = response_body.start(DATED, REQUESTS[to], Ends, size=5, closing=closing)
     assert opening.head == DATED.lines + NEW_5 + connection + b"\r\n"
 
@@ -110,7 +110,7 @@ WRITERS: dict[str, Callable[[], BodyWriter]] = {
     "no body": NoBodyWriter,
 }
 
-# Pieces as the application gives them; what is sent; sent, missing, excess of the last piece, full; and the end.
+# The application's pieces; the bytes sent; `sent`, `missing`, `excess` (of the last piece), `full`; the end.
 PIECES = [
     (FIVE_LEFT, [], b"", 0, 5, 0, False, b""),
     (FIVE_LEFT, [b""], b"", 0, 5, 0, False, b""),
@@ -142,7 +142,7 @@ def state(writer: BodyWriter) -> tuple[int, int, int, bool]:
 def test_pieces_are_framed_and_counted(
     kind: str, pieces: list[bytes], framed: bytes, sent: int, missing: int, excess: int, full: bool, end: bytes
 ):
-    """No byte beyond the Content-Length is sent, no empty chunk before the end, and the writer knows what is missing."""
+    """No byte beyond the Content-Length is sent, no empty chunk before the end, and missing bytes are counted."""
     writer: BodyWriter = WRITERS[kind]()
     assert b"".join(map(writer.write, pieces)) == framed
     assert state(writer) == (sent, missing, excess, full)
@@ -165,7 +165,7 @@ def test_files_are_framed_and_counted_as_bytes_are(
 
 
 def test_a_large_piece_is_not_copied():
-    """Where nothing is to be cut or framed, the piece itself is returned."""
+    """A piece that need not be cut or framed is returned itself."""
     data = b"a" * 100
     assert LengthWriter(100).write(data) is data
     assert LengthWriter(200).write(data) is data
@@ -196,10 +196,10 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(("head", "to", "body", "closing", "framing", "connection"), WHOLE)
-def test_a_usual_response_is_one_piece_of_bytes(
+def test_the_fast_path_sends_what_the_slow_path_sends(
     head: Head, to: str, body: bytes, closing: bool, framing: bytes, connection: bytes
 ):
-    """The fast path says the same as the slow one."""
+    """`whole` returns the bytes that `start` and a writer would make."""
     expected = head.lines + framing + connection + DATE + b"\r\n" + body
     assert response_body.whole(head, REQUESTS[to], Ends, body, closing) == expected
     opening = response_body.start(head, REQUESTS[to], Ends, size=len(body), closing=closing)
@@ -227,19 +227,19 @@ def test_a_usual_response_is_one_piece_of_bytes(
     ],
 )
 def test_an_unusual_response_takes_the_slow_path(head: Head | None, to: str, body: object, closing: bool):
-    """What needs a second look is left to it, and not judged here."""
+    """`whole` leaves the other cases to `start`."""
     assert response_body.whole(head, REQUESTS[to], Ends, body, closing) is None
 
 
 def test_the_log_names_the_request():
-    """A wrong Content-Length can be found by what the log says of it."""
+    """A developer finds the wrong Content-Length by the log line."""
     get = REQUESTS["GET"]
     assert response_body.excess_warning(get) == "application sent more than its Content-Length on GET /a?b: cut"
     assert response_body.missing_warning(get, 3) == "application sent 3 bytes less than its Content-Length on GET /a?b: closed"
 
 
-def test_the_response_to_a_failure_says_nothing_about_it():
-    """An application's error is in the log; the client reads a status, and no more."""
+def test_the_response_to_a_failure_does_not_describe_it():
+    """The application's error is in the log only; the client gets a status."""
     sent = response_body.whole(response_body.INTERNAL_ERROR, REQUESTS["GET"], Ends, response_body.INTERNAL_ERROR_BODY, False)
     assert sent is not None
     assert sent.startswith(b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain; charset=utf-8\r\n")

@@ -345,7 +345,7 @@ class HeadReader:
         for name in _SINGLETONS:
             if lower.count(name) > 1:
                 raise ProtocolError(400, f"{name} more than once")
-        # RFC 9112 2.3: a higher minor version is read as the highest that we speak.
+        # RFC 9110 2.5: a higher minor version is read as the highest that we speak.
         shape = Shape("1.0" if version == "1.0" else "1.1", lower)
         if sum(map(len, names)) <= CACHED_BYTES:
             if len(self._shapes) >= CACHED_ENTRIES:
