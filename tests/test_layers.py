@@ -56,7 +56,7 @@ TESTED_ELSEWHERE = {
     "net/context": ["server/test_limits.py"],
     "net/contracts": ["server/test_access_log.py"],
 }
-NO_MODULE = {"layers", "deployment"}  # tests/test_NAME.py of something other than a module
+NO_MODULE = {"layers", "deployment", "docs"}  # tests/test_NAME.py of something other than a module
 
 
 def dotted(path: Path) -> str:
