@@ -229,18 +229,22 @@ class Messages(ast.NodeVisitor):
         return {UNKNOWN}
 
     def _values(self, name: str) -> list[ast.expr]:
-        """What is assigned to a local variable, or else to a name of the module; what is added to it is taken as given."""
-        for scope in (self._functions[-1], self._functions[0]):
-            found: list[ast.expr] = []
-            for node in ast.walk(scope):
-                if isinstance(node, ast.AugAssign) and name_of(node.target) == name:
-                    found = [ast.BinOp(value, ast.Add(), node.value) for value in found]
-                elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                    found += [node.value for target in targets if name_of(target) == name]
-            if found:
-                return found
-        return []
+        """What is assigned to a local variable, or else to a name of the module."""
+        return assigned(self._functions[-1]).get(name) or assigned(self._functions[0]).get(name, [])
+
+
+@cache
+def assigned(scope: ast.AST) -> dict[str, list[ast.expr]]:
+    """What each name is assigned; what is added to it is taken as given."""
+    found: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(scope):
+        if isinstance(node, ast.AugAssign):
+            name = name_of(node.target)
+            found[name] = [ast.BinOp(value, ast.Add(), node.value) for value in found.get(name, [])]
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                found.setdefault(name_of(target), []).append(node.value)
+    return found
 
 
 def name_of(expression: ast.expr) -> str:
