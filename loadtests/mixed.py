@@ -82,8 +82,10 @@ def main() -> int:
                 quiet.errors + busy.errors,
             ]
         )
-    print(f"\n{arguments.connections} connections with quick requests; then beside {SLOW_CLIENTS} clients of a 100 ms answer\n")
-    headings = ["server", "alone/s", "beside/s", "ratio", "alone p50 ms", "p99 ms", "beside p50 ms", "p99 ms"]
+    print(
+        f"\n{arguments.connections} connections with quick requests; then next to {SLOW_CLIENTS} clients of 100 ms responses\n"
+    )
+    headings = ["server", "alone/s", "with slow/s", "ratio", "alone p50 ms", "p99 ms", "with slow p50 ms", "p99 ms"]
     measure.print_table([*headings, "slow/s", "slow p50 ms", "errors"], rows)
     measure.save("mixed", result)
     return status

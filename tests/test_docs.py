@@ -15,6 +15,7 @@ from epollard.config import options
 from epollard.management import metrics
 from epollard.scoreboard import WIDTH
 from epollard.supervision.status import Facts
+from test_layers import IMPORTS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "app" / "epollard"
@@ -129,6 +130,14 @@ def test_every_module_is_in_the_table():
         str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__")
     }
     assert {row[0].strip("`") for row in rows(DOCS / "design.md", "module")} == modules
+
+
+def test_the_levels_are_those_of_the_imports():
+    """In the drawing of docs/design.md each folder stands above all that it imports."""
+    drawn = re.findall(r"^([1-9])   (\w.*)$", (DOCS / "design.md").read_text("utf-8"), re.MULTILINE)
+    levels = {name: int(level) for level, names in drawn for name in names.split()}
+    assert levels.keys() == IMPORTS.keys()
+    assert not [(name, target) for name, targets in IMPORTS.items() for target in targets if levels[target] >= levels[name]]
 
 
 def test_every_metric_is_listed():
