@@ -82,6 +82,6 @@ def test_files(client, tmp_path, size):
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(size))
     for _ in range(2):
-        answer = client.get("/file", params={"path": str(path)}, headers={"accept-encoding": "identity"})
-        assert answer.status_code == 200
-        assert answer.content == path.read_bytes()
+        response = client.get("/file", params={"path": str(path)}, headers={"accept-encoding": "identity"})
+        assert response.status_code == 200
+        assert response.content == path.read_bytes()

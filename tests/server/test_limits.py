@@ -49,8 +49,8 @@ def test_deadlines(server):
         for kind in "head", "body", "silent", "idle":
             client = clients[kind]
             if kind in ("head", "body"):
-                answer = client.response()
-                assert (answer.status, answer.header("connection")) == (408, "close")
+                response = client.response()
+                assert (response.status, response.header("connection")) == (408, "close")
             assert client.closed()
             ended[kind] = time.monotonic() - begun
         assert all(1 <= seconds < LATEST for seconds in ended.values()), ended
@@ -106,7 +106,7 @@ def test_a_client_that_does_not_take_its_answer(server, tmp_path, target):
         port = client.socket.getsockname()[1]
         begun = time.monotonic()
         client.request(target)
-        server.wait_log(f"closed 127.0.0.1:{port}: it did not take its answer")
+        server.wait_log(f"closed 127.0.0.1:{port}: it did not take its response")
         assert time.monotonic() - begun >= 1
         if "log" in target:
             assert log.wait(1)[0].startswith("closed")

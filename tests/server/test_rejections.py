@@ -74,10 +74,10 @@ def test_refused(server, status, data, before):
         client.send(before, data, OK, b"\r\n")
         for _ in range(before.count(b"HTTP/1.1")):
             assert client.response().status == 200
-        answer = client.response()
-        assert answer.status == status
-        assert answer.header("connection") == "close"
-        assert answer.header("date")
+        response = client.response()
+        assert response.status == status
+        assert response.header("connection") == "close"
+        assert response.header("date")
         assert client.rest() == b""
         ((logged, reason),) = wait_for(lambda: rejections(server, client))
         assert int(logged) == status
