@@ -1,4 +1,4 @@
-"""The access log: one line on standard output for each answer, with what was really sent, and no line that a client made."""
+"""The access log: one line on standard output for each response, with what was really sent; clients cannot forge lines."""
 
 import json
 import re
@@ -17,7 +17,7 @@ TEXT = re.compile(
 
 
 def lines(server, mark, count):
-    """The lines about targets with `mark`, as soon as there are so many."""
+    """Wait until `count` lines have a target with `mark`, and return them."""
     wait_for(lambda: len(find(server, mark)) >= count, lambda: f"{count} of {mark}, not {server.access}")
     return find(server, mark)
 
@@ -42,7 +42,7 @@ def find(server, mark):
     ],
 )
 def test_text(serve, target, status, size):
-    """Who, when, what, with which outcome, bytes of body, seconds: once for each request."""
+    """One line for each request: client, time, request line, status, bytes of the body, seconds."""
     server = serve(APP)
     separator = "&" if "?" in target else "?"
     mark = f"mark={time.monotonic_ns()}"
@@ -64,7 +64,7 @@ def test_text(serve, target, status, size):
 
 
 def test_json(serve):
-    """The same as one JSON object a line, whatever the client puts into its fields."""
+    """The same as one JSON object per line, whatever the client puts into its fields."""
     server = serve(APP, access_log="json")
     with server.connect() as client:
         client.send(b'GET /size?n=5&json"\\ HTTP/1.1\r\nHost: test\r\nUser-Agent: a"\\b\xe9\xff\t\r\n\r\n')
@@ -78,15 +78,15 @@ def test_json(serve):
 
 
 def test_off(serve):
-    """Nothing on standard output."""
+    """With `--access-log off` nothing is written to standard output."""
     server = serve(APP, access_log="off")
     for _ in range(3):
         assert server.get("/hello").status == 200
     assert server.access == ""
 
 
-def test_no_client_writes_lines_of_its_own(serve):
-    """A quote, a backslash: one line stays one, and its fields stay apart."""
+def test_a_client_cannot_forge_lines(serve):
+    """Quotes and backslashes in a target are escaped, so a line stays one line and its fields stay separate."""
     server = serve(APP)
     with server.connect() as client:
         client.send(b'GET /target?"forged" HTTP/1.1\r\nHost: a\r\n\r\n').response()
@@ -96,7 +96,7 @@ def test_no_client_writes_lines_of_its_own(serve):
 
 
 def test_a_client_that_leaves_is_logged(serve, tmp_path):
-    """With what it was sent until then."""
+    """The line has the number of bytes that were sent until the client left."""
     server = serve(APP)
     log = Notes(tmp_path / "log")
     mark = f"mark={time.monotonic_ns()}"

@@ -1,7 +1,7 @@
-"""What people see, in a real browser without a window: the demo's page, and the chat of `examples/chat` through a reload.
+"""What users see in a real, headless browser: the demo's page, and the chat of `examples/chat` through a reload.
 
-The browser is Chromium (`tests/install-browser` brings it), spoken to by its DevTools protocol. Where there is none the tests
-are skipped, but never in CI: there it is a failure.
+The browser is Chromium (`tests/install-browser` installs it), controlled through its DevTools protocol. Without a browser
+the tests are skipped, except in CI, where they fail.
 """
 
 import json
@@ -29,7 +29,7 @@ OPTIONS = [
     "--disable-component-update",
     "--disable-dev-shm-usage",  # a container's /dev/shm is small
     "--disable-gpu",
-    # A tab in the background must do what one in front does, and as quickly.
+    # A tab in the background must behave like one in front, and be as fast.
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
@@ -38,7 +38,7 @@ OPTIONS = [
 
 
 class Browser:
-    """Chromium, and the one connection to it that all its tabs share (chromedevtools.github.io/devtools-protocol)."""
+    """Chromium, and the connection to it that all tabs share (chromedevtools.github.io/devtools-protocol)."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
@@ -46,21 +46,21 @@ class Browser:
         self.events: list[dict[str, Any]] = []
 
     def call(self, method: str, session: str | None = None, **parameters: object) -> Any:
-        """The result of one command. What happens in between is kept in `events`."""
+        """Send a command and return its result. Events that arrive in between are kept in `events`."""
         self._count += 1
         command = {"id": self._count, "method": method, "params": parameters}
         self._connection.send(json.dumps(command | ({"sessionId": session} if session else {})))
-        while (answer := json.loads(self._connection.recv(WAIT))).get("id") != self._count:
-            self.events.append(answer)
-        assert "error" not in answer, f"{method}: {answer['error']}"
-        return answer["result"]
+        while (reply := json.loads(self._connection.recv(WAIT))).get("id") != self._count:
+            self.events.append(reply)
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        return reply["result"]
 
     def open(self, url: str) -> "Tab":
         return Tab(self, url)
 
 
 class Tab:
-    """A page of its own, with storage of its own, as another person's browser would have."""
+    """A page with its own storage, like the page of another user's browser."""
 
     def __init__(self, browser: Browser, url: str) -> None:
         self._browser = browser
@@ -76,13 +76,13 @@ class Tab:
         return self._browser.call(method, self._session, **parameters)
 
     def run(self, script: str) -> Any:
-        """The value of an expression of JavaScript."""
+        """The value of a JavaScript expression."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in found, f"{script}: {found['exceptionDetails']}"
         return found["result"].get("value")
 
     def type(self, selector: str, text: str) -> None:
-        """Type over what is in a field, as by keyboard."""
+        """Replace the text of a field, as if by keyboard."""
         self.run(f"document.querySelector({json.dumps(selector)}).select()")
         self.call("Input.insertText", text=text)
 
@@ -93,14 +93,14 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyUp", **key)
 
     def shows(self, text: str, selector: str = "body") -> None:
-        """Wait until it can be read there."""
+        """Wait until the element shows the text."""
         script = f"document.querySelector({json.dumps(selector)}).innerText"
         wait_for(lambda: text in self.run(script), lambda: f"{text!r} in {self.run(script)!r}")
 
     @property
     def complaints(self) -> list[str]:
-        """What the browser has found wrong with the page: exceptions, refused content, failed requests."""
-        self.run("0")  # what has happened before has been told before the answer to this
+        """Problems that the browser has found with the page: exceptions, refused content, failed requests."""
+        self.run("0")  # events that have happened already arrive before the reply to this
         found = [event["params"] for event in self._browser.events if event.get("sessionId") == self._session]
         entries = [params["entry"] for params in found if "entry" in params]
         thrown = [params["exceptionDetails"]["text"] for params in found if "exceptionDetails" in params]
@@ -111,7 +111,7 @@ class Tab:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if not program:
-        reason = "no Chromium here; tests/install-browser brings it"
+        reason = "Chromium is not installed; tests/install-browser installs it"
         (pytest.skip if os.environ.get("CI", "").lower() in ("", "0", "false") else pytest.fail)(reason)
     directory = tmp_path_factory.mktemp("browser")
     with (directory / "log").open("wb") as log:
@@ -124,7 +124,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         )
 
     def address() -> str:
-        """Where it says that it listens: two lines, a port and a path."""
+        """The URL it listens on, from its file of two lines, a port and a path."""
         assert process.poll() is None, (directory / "log").read_text("utf-8", "replace")
         file = directory / "DevToolsActivePort"
         lines = file.read_text("ascii").split() if file.exists() else []
@@ -134,12 +134,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         with connect(wait_for(address, "the browser's address", 30 * SCALE), proxy=None, max_size=None) as connection:
             yield Browser(connection)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # it is several processes
+        os.killpg(process.pid, signal.SIGKILL)  # it has several processes
         process.wait()
 
 
 def join(browser: Browser, url: str, name: str) -> Tab:
-    """Come in by the form, as somebody with a keyboard."""
+    """Join the chat through the form, as a user with a keyboard."""
     tab = browser.open(url)
     tab.type("#name", name)
     tab.enter()
@@ -152,8 +152,8 @@ def say(tab: Tab, text: str) -> None:
     tab.enter()
 
 
-def test_the_demo_welcomes(browser, start):
-    """The page of the demo renders with its style: who answered, and links that lead somewhere."""
+def test_the_demo_page(browser, start):
+    """The demo's page renders with its style, names the worker that answered, and its links work."""
     server = start(None)
     tab = browser.open(server.url)
     tab.shows("epollard is serving", "h1")
@@ -165,14 +165,14 @@ def test_the_demo_welcomes(browser, start):
     assert tab.complaints == []
 
 
-def test_two_people_talk(browser, start):
-    """What one says the other reads, and each sees who is there; who comes later reads what was said before."""
+def test_two_people_chat(browser, start):
+    """Each reads the other's messages and sees who is present; a user that joins later reads the earlier messages."""
     server = start("chat:app", chdir=CHAT)
     ada, bob = (join(browser, server.url, name) for name in ("Ada", "Bob"))
     ada.shows("2 people here", "#present")
-    say(ada, "Is anybody here?")
+    say(ada, "Is anyone here?")
     for tab in ada, bob:
-        tab.shows("Is anybody here?", "#log")
+        tab.shows("Is anyone here?", "#log")
     say(bob, "I am. \N{DECIDUOUS TREE}")
     ada.shows("I am. \N{DECIDUOUS TREE}", "#log")
     assert ada.run("[...document.querySelectorAll('#log b')].map(name => name.textContent)") == ["Ada", "Bob"]
@@ -193,7 +193,7 @@ HTML = "<img src=x onerror=\"document.title='broken'\"><b>bold</b> <script>docum
 
 
 def test_html_is_text(browser, start):
-    """HTML in a message, and in a name, is shown as it was written. None of it becomes part of the page."""
+    """HTML in a message or a name is shown as it was written, and does not become part of the page."""
     server = start("chat:app", chdir=CHAT)
     ada = join(browser, server.url, "Ada")
     mallory = join(browser, server.url, "<i>Mallory</i>")
@@ -207,10 +207,10 @@ def test_html_is_text(browser, start):
         tab.call("Page.close")
 
 
-def test_a_reload_does_not_part_them(browser, start):
-    """HUP replaces the worker under two who talk: both come back by themselves at the first attempt, and go on talking.
+def test_a_chat_survives_a_reload(browser, start):
+    """SIGHUP replaces the worker of two chatting users: both pages reconnect at the first attempt, and the chat continues.
 
-    What was said before is still to be read, and what is said after comes once.
+    Earlier messages are still shown, and later ones arrive once.
     """
     server = start("chat:app", chdir=CHAT)
     ada, bob = (join(browser, server.url, name) for name in ("Ada", "Bob"))
@@ -237,8 +237,8 @@ def test_a_reload_does_not_part_them(browser, start):
         tab.call("Page.close")
 
 
-def test_an_absent_server_is_waited_for(browser, start):
-    """Where nobody listens any more the page says so, keeps what is being written, and tries until somebody does again."""
+def test_the_page_waits_for_an_absent_server(browser, start):
+    """When the server is gone the page reports it, keeps the text being written, and retries until the server is back."""
     server = start("chat:app", chdir=CHAT)
     ada = join(browser, server.url, "Ada")
     ada.type("#text", "not said yet")

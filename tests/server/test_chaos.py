@@ -1,4 +1,4 @@
-"""Everything at once, in brief: what loadtests/chaos/run.py does for minutes. Clients count each request that is lost."""
+"""Chaos in brief: what loadtests/chaos/run.py does for minutes. Clients count every request that is lost."""
 
 import os
 import random
@@ -13,23 +13,23 @@ from harness import SCALE, Client, leaves, session, wait_for
 from load import Load
 
 CHAOS = Path(__file__).parents[2] / "loadtests" / "chaos"
-# Seconds that a client may wait on account of a worker that stands still; the machine's own slowness comes on top of it.
+# How long a stopped worker may delay a client, in seconds; more on a slow machine.
 PROMISE = 0.5 * max(SCALE / 2, 1)
 
 
 @pytest.fixture(params=["wsgi", "asgi"])
 def served(start, request):
-    """`served(workers=4)`: a server of such an application."""
+    """`served(workers=4)` starts a server of the application for each interface."""
     return lambda **options: start(f"applications:{request.param}", chdir=CHAOS, **options)
 
 
 def load(server, **options):
-    """Clients whose connections are silent at first, as those are that come from far away."""
+    """Clients whose connections are silent at first, like connections from far away."""
     return Load(server.address, pause=0.01, distance=0.02, **options)
 
 
 def lost(load, ended=float("inf")):
-    """Failures; but where nobody listens any more nobody has lost anything."""
+    """The failures, except connections that were refused after the server had stopped listening."""
     return [failure for failure in load.failures if not (failure.refused and failure.when > ended)]
 
 
@@ -37,8 +37,8 @@ def workers(server):
     return [pid for pid in leaves(server.pid) if pid != server.pid]
 
 
-def test_what_is_asked_of_it_loses_nothing(served):
-    """Reloads, more and fewer workers, recycling, and TERM at the end, while clients ask: every request is answered."""
+def test_operations_lose_nothing(served):
+    """During reloads, scaling up and down, recycling, and the final SIGTERM every request is answered."""
     server = served(workers=3, max_requests=300, max_requests_jitter=50)
     with load(server) as clients:
         for number in signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTTOU, signal.SIGHUP, signal.SIGTTIN:
@@ -55,7 +55,7 @@ def test_what_is_asked_of_it_loses_nothing(served):
 
 
 def test_a_kill_costs_what_the_worker_had_read(served):
-    """SIGKILL to a random worker, six times: whoever fails was in its hands, and it had read all that they had sent."""
+    """SIGKILL to a random worker, six times: only clients fail that it had accepted and whose bytes it had read completely."""
     server = served(workers=3)
     grips = []
     with load(server, target="/?ms=1") as clients:
@@ -74,8 +74,8 @@ def test_a_kill_costs_what_the_worker_had_read(served):
     assert "has exited early" not in server.log
 
 
-def test_nobody_new_waits_for_a_stopped_worker(served):
-    """SIGSTOP to a worker, twice: only who was in its hands waits longer than promised, and nobody is turned away."""
+def test_no_new_client_waits_for_a_stopped_worker(served):
+    """SIGSTOP to a worker, twice: only clients that it had accepted wait longer than promised, and none is refused."""
     server = served(workers=3)
     grips = []
     with load(server) as clients:
@@ -94,7 +94,7 @@ def test_nobody_new_waits_for_a_stopped_worker(served):
 
 
 def test_workers_do_not_outlive_their_supervisor(served):
-    """SIGKILL to the supervisor: they answer who has come, and end; nothing is left, and the port is free."""
+    """SIGKILL to the supervisor: the workers serve the connections they have, then exit; nothing is left, the port is free."""
     server = served(workers=3)
     with load(server) as clients:
         wait_for(lambda: clients.count > 100)

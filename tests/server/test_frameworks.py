@@ -1,4 +1,4 @@
-"""Flask and Django as people use them: what their own test clients promise holds over the wire."""
+"""Flask and Django as they are really used: what their own test clients promise also holds over the wire."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ def client(serve, framework, tmp_path_factory):
 
 
 def test_pages_and_errors(client, framework):
-    """200, 404 and 500 are the framework's own; after an error all goes on."""
+    """The pages for 200, 404 and 500 are the framework's own; after an error the server keeps serving."""
     for _ in range(2):
         assert client.get("/").text == f"Hello from {framework}"
         assert client.get("/missing").status_code == 404
@@ -37,7 +37,7 @@ def test_pages_and_errors(client, framework):
 
 
 def test_forms(client):
-    """URL-encoded, with several values, and characters of every kind."""
+    """URL-encoded forms, with several values for a name and characters of every kind."""
     data = {"name": "caf\u00e9 \u20ac & =", "all": ["1", "2", "3"]}
     assert client.post("/form", data=data).json() == data
 
@@ -54,17 +54,17 @@ def test_a_body_without_a_length(client):
     """A chunked body reaches the framework."""
     pieces = [b"x" * 1000] * 100
     length = client.post("/raw", content=iter(pieces)).json()["length"]
-    # Django reads as far as Content-Length says, and there is none: it sees an empty body with any server.
+    # Django reads Content-Length bytes. Without that field it sees an empty body, with any server.
     assert length == (0 if client.get("/").text.endswith("Django") else 100_000)
 
 
 def test_sessions(client):
-    """Cookies go there and come back."""
+    """Cookies are set, and sent back by the client."""
     assert [client.get("/count").text for _ in range(3)] == ["1", "2", "3"]
 
 
 def test_streams(client):
-    """Generators with thread-locals and a database in them, many at a time."""
+    """Many generators that use thread-locals and a database run at the same time."""
 
     def ask(word):
         with httpx.Client(base_url=client.base_url, timeout=WAIT, trust_env=False) as own:
@@ -78,7 +78,7 @@ def test_streams(client):
 
 @pytest.mark.parametrize("size", [0, 10, 1_000_000])
 def test_files(client, tmp_path, size):
-    """The framework's own way to send a file."""
+    """Files that the framework sends in its own way arrive complete."""
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(size))
     for _ in range(2):

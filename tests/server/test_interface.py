@@ -1,4 +1,4 @@
-"""`--interface`: which kind an application is, found or told, and said in the log."""
+"""`--interface`: whether an application is WSGI or ASGI, detected or configured, and reported in the log."""
 
 import pytest
 
@@ -14,7 +14,7 @@ import pytest
     ],
 )
 def test_the_interface(start, app, interface, kind):
-    """Once in the log, though there are two workers. WSGI never runs within asyncio: a view may call `asyncio.run`."""
+    """The interface is logged once, even with two workers. WSGI never runs within asyncio: a view may call `asyncio.run`."""
     server = start(app, interface=interface, workers=2)
     assert server.get("/").text == f"{kind} in a loop"
     assert server.log.count(f"{app} is {kind.upper()}\n") == 1

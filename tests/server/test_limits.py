@@ -1,4 +1,4 @@
-"""Deadlines that are kept, neither early nor late, and memory and descriptors that no client can use up."""
+"""Deadlines are kept, neither early nor late, and no client can use up memory or descriptors."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from harness import SCALE, Client, wait_for
 APP = "apps.routes:app"
 pytestmark = [pytest.mark.interfaces("wsgi", "asgi"), pytest.mark.every_trigger]
 SHORT = {"header_timeout": 1, "body_timeout": 1, "write_timeout": 1, "keep_alive": 1}
-# Deadlines of 1 s are looked at once a second, so they are late by less than 2 s, and by what a busy machine adds.
+# Deadlines are checked once a second, so one of 1 s may be late by almost 2 s, and by what a busy machine adds.
 LATEST = 3 + 2 * SCALE
 GET = b"GET %b HTTP/1.1\r\nHost: test\r\n\r\n"
 BODY = b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n"
@@ -24,12 +24,12 @@ def server(serve):
 
 
 def rejected(server, client):
-    """How many lines the log has about a client's being rejected."""
+    """The number of log lines that report a 408 to this client."""
     return server.log.count(f"rejected 127.0.0.1:{client.socket.getsockname()[1]}: 408 ")
 
 
 def drip(client, pieces, gap=0.25):
-    """Send piece after piece, until something comes back or none is left."""
+    """Send the pieces one by one, and stop early if the server sends something or closes."""
     for piece in pieces:
         client.send(piece)
         if not client.quiet(gap):
@@ -37,7 +37,7 @@ def drip(client, pieces, gap=0.25):
 
 
 def test_deadlines(server):
-    """A head, a body, an idle connection: each has its time, all of it, and not much more. All at once, for they wait."""
+    """A head, a body and an idle connection each have their full time and not much more. Tested together to save time."""
     with ExitStack() as stack:
         kinds = {"silent": b"", "head": b"GET / HTTP/1.1\r\nHo", "body": BODY + b"abc", "idle": GET % b"/hello"}
         clients = {kind: stack.enter_context(server.connect()) for kind in kinds}
@@ -58,7 +58,7 @@ def test_deadlines(server):
 
 
 def test_a_head_that_drips(server):
-    """The head's deadline runs from its first byte: no byte prolongs it."""
+    """The deadline of a head counts from its first byte; further bytes do not extend it."""
     with server.connect() as client:
         begun = time.monotonic()
         drip(client, [b"GET / HTTP/1.1\r\n", *[b"X: y\r\n"] * 60])
@@ -67,14 +67,14 @@ def test_a_head_that_drips(server):
 
 
 def test_a_body_that_drips(server):
-    """A body is late when nothing comes for so long: a slow client may take its time."""
+    """The deadline of a body counts from the last bytes received, so a slow client is not cut off."""
     with server.connect() as client:
         drip(client, [BODY, *[b"x" * 100] * 10], 0.35)
         assert client.response().status == 200
 
 
 def test_a_second_head_has_its_own_deadline(server):
-    """Not what is left of the idle one's, and not none."""
+    """The deadline of a second head is neither the rest of the idle connection's nor missing."""
     with server.connect() as client:
         client.send(GET % b"/hello", b"GET / HT")
         begun = time.monotonic()
@@ -84,7 +84,7 @@ def test_a_second_head_has_its_own_deadline(server):
 
 
 def test_an_application_has_no_deadline(server, tmp_path):
-    """None of the client's deadlines is the application's: it may think longer than all of them."""
+    """None of the client's deadlines applies to the application, which may take longer than all of them."""
     with Gate(tmp_path / "gate") as gate, server.connect() as client:
         client.request(f"/gate/{gate.path}?fifo={gate.path}")
         gate.wait()
@@ -94,8 +94,8 @@ def test_an_application_has_no_deadline(server, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["/size?n=50000000", "/closing?kind=endless&log=%s", "/file?path=%s&log=%s"])
-def test_a_client_that_does_not_take_its_answer(server, tmp_path, target):
-    """It is cut off, the log says so, and what it held is let go: thread, file, descriptor."""
+def test_a_client_that_does_not_read_its_response(server, tmp_path, target):
+    """It is cut off, which is logged, and its thread, file and descriptor are released."""
     log = Notes(tmp_path / "log")
     path = tmp_path / "file"
     path.write_bytes(b"x" * 50_000_000)
@@ -106,15 +106,16 @@ def test_a_client_that_does_not_take_its_answer(server, tmp_path, target):
         port = client.socket.getsockname()[1]
         begun = time.monotonic()
         client.request(target)
-        server.wait_log(f"closed 127.0.0.1:{port}: it did not take its response")
+        server.wait_log(f"closed 127.0.0.1:{port}: it did not take its answer")
         assert time.monotonic() - begun >= 1
         if "log" in target:
             assert log.wait(1)[0].startswith("closed")
     assert server.get("/hello").status == 200
 
 
-def test_a_client_that_takes_its_answer_slowly(server):
-    """Whoever takes some of it within the time gets all of it, although the kernel tells of room a third of its buffer late."""
+def test_a_client_that_reads_its_response_slowly(server):
+    """A client that reads some of it within the time gets all of it, although the kernel reports free space in its send
+    buffer only when a third of the buffer is free."""
     size = 30_000_000
     with Client(server.address, receive_buffer=65536) as client:
         client.request(f"/size?n={size}", close=True)
@@ -122,12 +123,12 @@ def test_a_client_that_takes_its_answer_slowly(server):
         for turn in range(1, 17):
             while received < turn * 60_000:
                 received += len(client.socket.recv(20_000))
-            time.sleep(0.25)  # not a wait for anything: the slowness of this client is what is tested
+            time.sleep(0.25)  # not a wait for a condition: this client is slow, which is what is tested
         assert received + len(client.rest()) > size
 
 
-def test_a_client_that_takes_no_answers_fills_no_memory(server):
-    """It is read no further while its answers wait."""
+def test_a_client_that_reads_no_responses_fills_no_memory(server):
+    """The server stops reading its requests while responses wait to be sent."""
     before = int(server.get("/memory").text)
     with server.connect() as client:
         client.socket.settimeout(1)
@@ -136,22 +137,22 @@ def test_a_client_that_takes_no_answers_fills_no_memory(server):
     assert int(server.get("/memory").text) - before < 8 * 1024
 
 
-def test_a_client_that_asks_faster_than_it_is_answered_fills_no_memory(server):
-    """It is read no further while its requests wait."""
+def test_a_client_that_sends_faster_than_it_is_served_fills_no_memory(server):
+    """The server stops reading while complete requests wait to be served."""
 
     def flood(count):
         with server.connect() as client, ThreadPoolExecutor(1) as pool:
             sent = pool.submit(lambda: client.send((GET % b"/hello") * count).half_close())
-            answers = b"".join(iter(lambda: client.socket.recv(1 << 20), b""))
-            assert answers.count(b"Hello, world!") == count
+            responses = b"".join(iter(lambda: client.socket.recv(1 << 20), b""))
+            assert responses.count(b"Hello, world!") == count
             sent.result()
         return int(server.get("/memory").text)
 
-    assert -flood(10_000) + flood(100_000) < 1536  # KiB; the requests are 3,700
+    assert -flood(10_000) + flood(100_000) < 1536  # KiB; the requests have 3,700 KiB
 
 
 def test_clients_with_long_heads_fill_no_memory(server):
-    """What idle ones have sent is not kept."""
+    """The head that an idle client has sent is not kept."""
     head = b"GET /hello HTTP/1.1\r\nHost: test\r\nX: " + b"x" * 60_000 + b"\r\n\r\n"
     with ExitStack() as stack:
 
@@ -160,11 +161,11 @@ def test_clients_with_long_heads_fill_no_memory(server):
                 assert stack.enter_context(server.connect()).send(head).response().status == 200
             return int(server.get("/memory").text)
 
-        assert -ask(20) + ask(200) < 4 * 1024  # KiB; the heads are 12,000
+        assert -ask(20) + ask(200) < 4 * 1024  # KiB; the heads have 12,000 KiB
 
 
 def test_more_clients_than_descriptors(serve):
-    """Where no descriptor is free, new clients wait in the queue and are answered when there is one; the log says why."""
+    """When no descriptor is free, new clients wait in the queue and are served when there is one; the log gives the reason."""
     server = serve(APP, launcher=("prlimit", "--nofile=48"))
     with ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(80)]
@@ -186,17 +187,17 @@ def test_more_clients_than_descriptors(serve):
 
 @pytest.mark.interfaces("wsgi")  # in ASGI a body needs no file
 def test_no_descriptor_for_a_file(serve, tmp_path):
-    """What an application or a body needs a descriptor for fails alone; everybody else is served."""
+    """Only a request that needs a descriptor for its body or in the application fails; all others are served."""
     server = serve(APP, own=True, launcher=("prlimit", "--nofile=48"))
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100_000)
     with ExitStack() as stack:
         asking = [stack.enter_context(server.connect()) for _ in range(2)]
-        for client in asking:  # who has not spoken yet would wait for a descriptor like others
+        for client in asking:  # otherwise they are not accepted yet, and would wait for a descriptor themselves
             assert client.get("/hello").status == 200
         idle: list[Client] = []
         while "cannot accept" not in server.log and len(idle) < 80:
-            idle.append(stack.enter_context(server.connect()).send(b"G"))  # who is silent is not accepted
+            idle.append(stack.enter_context(server.connect()).send(b"G"))  # a silent client is not accepted
             asking[0].get("/hello")
         assert asking[0].post("/digest", b"x" * 300_000).status == 507
         assert asking[1].get(f"/file?path={path}").status == 500

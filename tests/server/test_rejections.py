@@ -1,4 +1,4 @@
-"""What the server refuses: each with its status, a closed connection, nothing for the application, and one line in the log."""
+"""Requests that the server refuses, each with its status, a closed connection, and one log line. No application is called."""
 
 import json
 import re
@@ -49,7 +49,7 @@ REJECTED = {
     "endless fields": (431, OK + b"X: " + b"y" * 1100),
     "CONNECT": (501, b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n"),
     "coding": (501, POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n"),
-    "not chunked": (400, POST + b"Transfer-Encoding: gzip\r\n\r\n"),  # RFC 9112 6.3: where it ends cannot be known
+    "not chunked": (400, POST + b"Transfer-Encoding: gzip\r\n\r\n"),  # RFC 9112 6.3: its end cannot be determined
     "HTTP/2": (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     "HTTP/3": (505, b"GET / HTTP/3.0\r\nHost: a\r\n\r\n"),
 }
@@ -61,7 +61,7 @@ def server(serve):
 
 
 def rejections(server, client):
-    """The log's lines about a client: (status, reason)."""
+    """(status, reason) of each log line about this client."""
     port = client.socket.getsockname()[1]
     return re.findall(rf"rejected 127\.0\.0\.1:{port}: ([0-9]+) (.+)", server.log)
 
@@ -69,7 +69,7 @@ def rejections(server, client):
 @pytest.mark.parametrize("before", [b"", OK + b"\r\n", OK + b"\r\n" + POST + b"Content-Length: 3\r\n\r\nabc"], ids=range(3))
 @pytest.mark.parametrize(("status", "data"), REJECTED.values(), ids=REJECTED)
 def test_refused(server, status, data, before):
-    """The requests before it are answered, it is refused, nothing behind it is read; the log says who and why, once."""
+    """Earlier requests are answered, the bad one is refused, later ones are not read; one log line has client and reason."""
     with server.connect() as client:
         client.send(before, data, OK, b"\r\n")
         for _ in range(before.count(b"HTTP/1.1")):
@@ -96,8 +96,8 @@ def test_refused(server, status, data, before):
     ],
     ids=["line", "fields", "bytes", "body", "chunks"],
 )
-def test_up_to_the_limits_all_is_well(server, data):
-    """A limit is what is still allowed."""
+def test_requests_up_to_the_limits_are_served(server, data):
+    """A request that just reaches a limit is allowed."""
     with server.connect() as client:
         for _ in range(2):
             assert client.send(data).response().status == 200
@@ -105,7 +105,7 @@ def test_up_to_the_limits_all_is_well(server, data):
 
 @pytest.mark.interfaces("wsgi")  # in ASGI a body needs no file
 def test_no_room_for_a_body(serve):
-    """507 where the disk takes no more; the worker goes on."""
+    """507 when the disk is full, and the worker keeps serving."""
     server = serve(APP, launcher=("prlimit", "--fsize=1000000"))
     with server.connect() as client:
         assert client.post("/digest", b"x" * 2_000_000).status == 507
