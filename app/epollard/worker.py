@@ -93,7 +93,8 @@ class Worker:
         loop.on_turn = self._flush
         loop.on_error = partial(log.exception, "internal error, please report it")
         self._make_interface(app, access.add if access else None)
-        self._acceptor = Acceptor(loop, partial(accept, self._context), self._context.connections, self._report_connections)
+        counts = self._record[scoreboard.ACCEPTED : scoreboard.ACTIVE + 1]
+        self._acceptor = Acceptor(loop, partial(accept, self._context), self._context.connections, counts)
         loop.on_tick = self._tick
         self._sums = self._sum(time.monotonic())
         self._tick()
@@ -188,7 +189,7 @@ class Worker:
         self._context.tick(now, time.time())
         interface, record, context = self._interface, self._record, self._context
         record[scoreboard.HEARTBEAT] = int(interface.alive(now) * 1e9)
-        self._report_connections()
+        self._acceptor.count()
         record[scoreboard.REQUESTS] = interface.answered
         record[scoreboard.REJECTED] = context.rejected
         record[scoreboard.ABORTED] = context.aborted
@@ -212,11 +213,6 @@ class Worker:
     def _sum(self, now: float) -> tuple[float, ...]:
         """Seconds until now: of all time, then of work."""
         return now, *self._interface.busy_seconds(now), time.process_time()
-
-    def _report_connections(self) -> None:
-        """For steering and rescue: once a second, and before and after connections are accepted."""
-        self._record[scoreboard.ACCEPTED] = self._context.accepted
-        self._record[scoreboard.ACTIVE] = len(self._context.connections)
 
     # Listeners borrowed from a sibling that cannot serve them.
 

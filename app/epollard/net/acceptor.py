@@ -34,22 +34,24 @@ def server_name(listener: socket.socket) -> tuple[str, str]:
 class Acceptor:
     """The listeners of one process, and what becomes of their connections.
 
-    `report` is called before and after the connections of one listener and turn: `take` may leave by an exception in between.
-    `clients` are those that are connected now; their number is shown in the log.
+    `clients` are those that are connected now. `counts`, where another process reads them, are two cells: the connections
+    accepted so far, and those that are open. They are written before and after the connections of one listener and turn, since
+    `take` may leave by an exception in between; in place, because a function for it costs two calls a turn.
     """
 
-    def __init__(self, loop: Loop, take: Take, clients: Sized, report: Callable[[], object] | None = None) -> None:
+    def __init__(self, loop: Loop, take: Take, clients: Sized, counts: memoryview | None = None) -> None:
         self._loop = loop
         self._take = take
         self._clients = clients
-        self._report = report
+        self._counts = counts
+        self.accepted = 0
         self._paused: list[socket.socket] = []  # until a descriptor may be free
 
     def add(self, listener: socket.socket) -> None:
         """Accept this listener's connections. It does not block."""
         # All workers share the listener of a Unix socket: wake one of them, not all (epoll_ctl(2)).
         mask = IN | select.EPOLLEXCLUSIVE if listener.family == socket.AF_UNIX else IN
-        self._loop.watch(listener.fileno(), mask, partial(self._on_listener, listener, server_name(listener)))
+        self._loop.watch(listener.fileno(), mask, partial(self._on_listener, listener, listener.family, server_name(listener)))
 
     def remove(self, listener: socket.socket) -> None:
         """Accept no more from this listener. Needed before it is closed (see `Loop.unwatch`)."""
@@ -70,14 +72,21 @@ class Acceptor:
             fd, peer = listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return False
+        self.accepted += 1
         self._take(socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd), peer, server_name(listener))
         return True
 
-    def _on_listener(self, listener: socket.socket, name: tuple[str, str], events: int) -> None:
+    def count(self) -> None:
+        """Write the counts. Also needed once a second: connections close in turns that accept none."""
+        if self._counts is not None:
+            self._counts[0] = self.accepted
+            self._counts[1] = len(self._clients)
+
+    def _on_listener(self, listener: socket.socket, family: int, name: tuple[str, str], events: int) -> None:
         accept = listener._accept  # type: ignore[attr-defined]
-        family, take, report = listener.family, self._take, self._report
-        if report is not None:
-            report()
+        take, counts = self._take, self._counts
+        if counts is not None:
+            counts[0] = self.accepted
         for _ in range(ACCEPTS):
             try:
                 fd, peer = accept()
@@ -89,9 +98,11 @@ class Acceptor:
                     break
                 continue  # the client left while it was waiting: accept(2), "Error handling"
             # The base class of `socket.socket`: it costs a third of what `socket.accept` returns.
+            self.accepted += 1
             take(socket.SocketType(family, socket.SOCK_STREAM, 0, fd), peer, name)
-        if report is not None:
-            report()
+        if counts is not None:
+            counts[0] = self.accepted
+            counts[1] = len(self._clients)
 
     def _pause(self, listener: socket.socket, error: OSError) -> None:
         """Leave the connections in the queue until `resume`, instead of being woken for nothing."""

@@ -57,7 +57,6 @@ def accept(context: WorkerContext, sock: "socket.SocketType", peer: object, loca
     The bytes that have arrived already are read before epoll knows the connection: a client that asks once is answered and gone
     without a single `epoll_ctl`.
     """
-    context.accepted += 1
     host, port = peer[:2] if isinstance(peer, tuple) else ("", "")
     connection = Connection(sock, context, (host, str(port)), local)
     context.connections.add(connection)

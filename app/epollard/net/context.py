@@ -87,7 +87,7 @@ class WorkerContext:
         self.answer_streaming: Callable[[Any, Request], bytes | None] = application.answer_streaming
         self.connections: set[Client] = set()
         self.draining = False
-        self.accepted = self.rejected = self.aborted = 0
+        self.rejected = self.aborted = 0
         self.room = RECEIVE_FIRST  # bytes, for the first piece of a new client
 
         # How connections are registered.
