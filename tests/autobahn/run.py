@@ -1,7 +1,7 @@
-"""Autobahn's WebSocket test suite against the server, without compression and with it. Status 1 where a mandatory case fails.
+"""Runs Autobahn's WebSocket test suite against the server, without compression and with it. Status 1 if a mandatory case fails.
 
-The suite (`autobahntestsuite`) is for Python 2.7, which has to be there with pip, and a C compiler; what it needs besides is
-installed below ~/.cache the first time. Everything stays on 127.0.0.1.
+The suite (`autobahntestsuite`) is for Python 2.7, which must be installed with pip, and needs a C compiler; its other
+requirements are installed below ~/.cache on the first run. All connections stay on 127.0.0.1.
 """
 
 import argparse
@@ -26,7 +26,7 @@ sys.path[:0] = [str(HERE.parent)]
 
 from harness import Server  # noqa: E402 - it lies one directory above
 
-# What the suite says of a case, and what of that is right. Non-strict: right, but sooner or later than it might be.
+# The suite's verdicts that are right. Non-strict: correct, but sooner or later than it might be.
 GOOD = {"OK": "ok", "NON-STRICT": "non-strict", "INFORMATIONAL": "informational"}
 
 TITLES = {
@@ -45,7 +45,7 @@ TITLES = {
 
 
 class Part(NamedTuple):
-    """Cases that one run of the suite tries against one server."""
+    """The cases that one run of the suite tries against one server."""
 
     deflate: str
     cases: tuple[str, ...]
@@ -66,7 +66,7 @@ QUICK = [
 
 
 class Outcome(NamedTuple):
-    """What became of one case."""
+    """The result of one case."""
 
     deflate: str
     case: str
@@ -79,7 +79,7 @@ class Outcome(NamedTuple):
 
 
 class MissingError(Exception):
-    """The suite cannot be had here; the message says why."""
+    """The suite is not available here; the message gives the reason."""
 
 
 def find_python() -> str:
@@ -93,7 +93,7 @@ def find_python() -> str:
 
 
 def environment(python: str) -> Path:
-    """A directory with the suite and all that it needs, made the first time. Raises `MissingError`."""
+    """A directory with the suite and its requirements, made on the first run. Raises `MissingError`."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     requirements = HERE / "requirements.txt"
     directory = cache / f"epollard-autobahn-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
@@ -107,13 +107,13 @@ def environment(python: str) -> Path:
         done = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, text=True, errors="replace", check=False)
         if done.returncode:
             raise MissingError(f"the suite does not install: {done.stderr[-1000:]}")
-        with contextlib.suppress(OSError):  # somebody else was quicker
+        with contextlib.suppress(OSError):  # another process was quicker
             target.rename(directory)
     return directory
 
 
 def run_part(python: str, packages: Path, part: Part, directory: Path) -> list[Outcome]:
-    """Try the cases of one part against a server of its own. `RuntimeError` where the suite itself fails."""
+    """Try the cases of one part against a server of its own. Raises `RuntimeError` if the suite itself fails."""
     server = Server("apps.websocket_routes:app", directory, ws_deflate=part.deflate, access_log="off")
     try:
         server.started()
@@ -141,7 +141,7 @@ def run_part(python: str, packages: Path, part: Part, directory: Path) -> list[O
 
 
 def run(parts: Sequence[Part], jobs: int, directory: Path) -> list[Outcome]:
-    """Try all parts, so many at a time; reports stay in `directory`. Raises `MissingError`, `RuntimeError`."""
+    """Try all parts, `jobs` at a time; reports stay in `directory`. Raises `MissingError`, `RuntimeError`."""
     python = find_python()
     packages = environment(python)
     directories = [directory / f"{number}-{part.deflate}-{part.cases[0].rstrip('.*')}" for number, part in enumerate(parts)]
@@ -153,7 +153,7 @@ def run(parts: Sequence[Part], jobs: int, directory: Path) -> list[Outcome]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown: a row for each group of cases and each setting."""
+    """A Markdown table with a row for each group of cases and each setting."""
     rows: dict[tuple[int, str], Counter[str]] = {}
     for outcome in outcomes:
         counts = rows.setdefault((int(outcome.case.partition(".")[0]), outcome.deflate), Counter())

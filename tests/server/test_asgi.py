@@ -1,4 +1,7 @@
-"""ASGI 3, HTTP, spec 2.5, to the letter: what applications are given, what they may do, what becomes of those that do else."""
+"""ASGI 3, HTTP, spec 2.5, to the letter: what applications receive, what they may do, and what happens when they break a rule.
+
+Long: one page for one specification, in its order: scope, receiving, sending, extensions, order, shutdown.
+"""
 
 import ast
 import contextlib
@@ -43,7 +46,7 @@ def body(content="", more=False):
 
 
 def play(log, *steps, **query):
-    """The target that makes the application do so."""
+    """The target that makes the application take these steps."""
     return "/play?" + urlencode({"script": json.dumps(steps), "log": log, **query})
 
 
@@ -56,7 +59,7 @@ def scope_of(answer):
 
 
 def worker(server):
-    """Its pid: asked before and after, it says that nobody died of it."""
+    """The worker's pid: the same before and after a test shows that nothing has killed it."""
     (pid,) = server.workers()
     return pid
 
@@ -89,8 +92,8 @@ def test_scope(server):
     }
 
 
-def test_a_scope_is_the_applications_own(server):
-    """Whatever an application does to it, the next request finds its own as it should be; `state` is copied, one level deep."""
+def test_a_scope_belongs_to_the_application(server):
+    """Whatever an application changes in it, the next request's scope is correct; `state` is copied, one level deep."""
     with server.connect() as client:
         first = scope_of(client.get("/vandal"))
         for _ in range(3):
@@ -99,7 +102,7 @@ def test_a_scope_is_the_applications_own(server):
 
 
 def test_scope_on_a_unix_socket(serve, tmp_path):
-    """No client's address; the server's is the path (spec, "server")."""
+    """There is no client address; the server's is the path (spec, "server")."""
     path = tmp_path / "it.sock"
     serve(APP, own=True, bind=f"unix:{path}")
     with Client(str(path)) as client:
@@ -109,7 +112,7 @@ def test_scope_on_a_unix_socket(serve, tmp_path):
 
 @pytest.mark.skipif(not HAS_V6, reason="no IPv6")
 def test_scope_on_ipv6(serve):
-    """Addresses without brackets, ports as numbers."""
+    """Addresses have no brackets, and ports are numbers."""
     server = serve(APP, own=True, bind="[::1]:0")
     with server.connect() as client:
         found = scope_of(client.get("/scope"))
@@ -120,14 +123,14 @@ def test_scope_on_ipv6(serve):
 
 
 def test_a_request_without_a_body(server, log):
-    """One `http.request` that says so."""
+    """The application receives one `http.request`, with an empty body and nothing to follow."""
     server.get(play(log, "receive", start(), body("x")))
     assert outcomes(log)[0] == RECEIVED
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
-def test_a_body_is_had_as_it_comes(server, log, chunked):
-    """The application has the first piece, and answers it, while the client still thinks about the second."""
+def test_a_body_is_received_as_it_arrives(server, log, chunked):
+    """The application has the first piece, and responds to it, before the client sends the second."""
     with server.connect() as client:
         framing = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Content-Length: 9\r\n\r\n"
         wrap = (lambda data: b"%x\r\n%b\r\n" % (len(data), data)) if chunked else bytes
@@ -145,8 +148,8 @@ def test_a_body_is_had_as_it_comes(server, log, chunked):
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
-def test_a_body_that_nobody_receives_is_not_read(serve, tmp_path, chunked):
-    """Back-pressure: the client can send what sockets hold, and no more, until the application wants it; then all arrives."""
+def test_a_body_is_not_read_before_the_application_receives_it(serve, tmp_path, chunked):
+    """Back-pressure: until then the client can send what the sockets hold, and no more; after that everything arrives."""
     server = serve(APP, max_body=1 << 30)
     before = int(server.get("/memory").text)
     size, chunk = 64 << 20, 1 << 20
@@ -170,21 +173,21 @@ def test_a_body_that_nobody_receives_is_not_read(serve, tmp_path, chunked):
 
 
 def test_two_tasks_receive_at_once(server):
-    """Each message is one task's; the other one is told of the end."""
+    """Each message goes to one task; the other one receives the end."""
     with server.connect() as client:
         client.send(b"POST /readers HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\n")
-        server.get("/hello")  # both wait by now
+        server.get("/hello")  # both are waiting by now
         client.send(b"abc").half_close()
         assert json.loads(client.response().text) == ["http.disconnect ", "http.request abc"]
 
 
-def test_receive_may_be_given_up(server):
-    """A `receive` that is cancelled takes nothing with it."""
+def test_receive_may_be_cancelled(server):
+    """A `receive` that is cancelled takes no message with it."""
     with server.connect() as client:
         client.send(b"POST /impatient HTTP/1.1\r\nHost: test\r\nContent-Length: 300000\r\n\r\n")
         for _ in range(30):
             client.send(b"x" * 10_000)
-            client.quiet(0.003)  # a gap in which the application gives up
+            client.quiet(0.003)  # long enough for the application to give up
         assert client.response().text == "300000"
 
 
@@ -196,7 +199,7 @@ def test_receive_may_be_given_up(server):
 @pytest.mark.parametrize("first", [b"", GET % b"/hello"], ids=["new", "known"])
 @pytest.mark.parametrize("more", [b"", GET % b"/hello"], ids=["silent", "more"])
 def test_disconnect_while_the_application_listens(server, log, how, begun, first, more):
-    """`http.disconnect` promptly, before the answer and within it, though the client may have said more before it left."""
+    """`http.disconnect` comes promptly, before and during the response, even if the client sent more before it left."""
     with server.connect() as client:
         if first:
             assert client.send(first).response().status == 200
@@ -211,13 +214,13 @@ def test_disconnect_while_the_application_listens(server, log, how, begun, first
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("begun", ["", "&begun=1"], ids=["before", "within"])
 def test_sending_to_a_client_that_left(server, log, how, begun):
-    """Raises an `OSError` as soon as it is known (spec 2.4), which is no failure of the application's."""
+    """`send` raises an `OSError` as soon as the server knows (spec 2.4), and the log does not blame the application."""
     before = server.log.count("Traceback")
     with server.connect() as client:
         client.request(f"/listen?log={log}&send=1{begun}")
         wait_for(lambda: log.lines)
         getattr(client, how)()
-    # A client that only says nothing more may still hear: the first bytes tell. One whole answer may fit before that.
+    # A client that sends nothing more may still listen: only writing shows. One whole response may fit before that.
     lines = wait_for(lambda: len(log.lines) > 2 and log.lines)
     assert lines
     assert lines[2] == "ClientDisconnected True" or (lines[2] == "sent" and not begun)
@@ -225,8 +228,8 @@ def test_sending_to_a_client_that_left(server, log, how, begun):
     assert server.log.count("Traceback") == before
 
 
-def test_a_half_closed_client_has_its_answer(server, log):
-    """It may still listen: who answers after `http.disconnect` reaches it."""
+def test_a_half_closed_client_receives_its_response(server, log):
+    """Such a client may still listen: a response that is sent after `http.disconnect` reaches it."""
     with server.connect() as client:
         client.request(f"/listen?log={log}&send=1").half_close()
         assert client.response().body == b"to whom"
@@ -235,7 +238,7 @@ def test_a_half_closed_client_has_its_answer(server, log):
 
 
 def test_disconnect_in_the_middle_of_a_body(server, log):
-    """The rest will never come, as `receive` says at once."""
+    """The rest of the body will never come: `receive` returns `http.disconnect` at once."""
     with server.connect() as client:
         client.send(f"POST /echo?log={log} HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc".encode())
         client.socket.recv(1000)
@@ -243,8 +246,8 @@ def test_disconnect_in_the_middle_of_a_body(server, log):
         assert log.wait(1) == ["http.disconnect"]
 
 
-def test_who_returns_because_the_client_left_is_not_to_blame(serve, log):
-    """No answer, for nobody waits for one; no error in the log; 499 in the access log."""
+def test_an_application_may_return_when_the_client_has_left(serve, log):
+    """A missing response is then no error: the access log has 499, or the status that was sent."""
     server = serve(APP, own=True)
     for target in f"/listen?log={log}", f"/listen?begun=1&log={log}2":
         with server.connect() as client:
@@ -255,8 +258,8 @@ def test_who_returns_because_the_client_left_is_not_to_blame(serve, log):
     assert "error" not in server.log
 
 
-def test_a_body_that_stalls_is_told_when_its_client_is(serve, log):
-    """The deadline ends the request; `receive` says so at once, though nothing else happens on this server."""
+def test_a_body_that_stalls_ends_for_both_sides_at_once(serve, log):
+    """At the deadline the client gets a 408 and `receive` returns, even if nothing else happens on this server."""
     server = serve(APP, own=True, body_timeout=1)
     count = 0
 
@@ -270,20 +273,20 @@ def test_a_body_that_stalls_is_told_when_its_client_is(serve, log):
             assert log.wait(count) == ["http.disconnect"] * count
             return time.monotonic() - told
 
-    # The loop's next tick would be 1 s later. A busy machine only adds.
+    # The loop's next tick would be 1 s later. A busy machine only adds time.
     assert any(stall() < 0.3 * SCALE for _ in range(3))
 
 
-def test_disconnect_after_the_answer(server, log):
-    """The answer is whole, so `receive` has nothing else to say; the connection goes on meanwhile."""
+def test_disconnect_after_the_response(server, log):
+    """The response is complete, so `receive` returns `http.disconnect`; the connection continues."""
     with server.connect() as client:
         assert client.get(play(log, start(), body("x"), "receive", "receive")).text == "x"
         assert outcomes(log)[2:] == [GONE, GONE]
         assert client.get("/hello").status == 200
 
 
-def test_a_body_may_be_received_after_the_answer_or_not_at_all(server, log):
-    """What was read of it with the head is still there; a body that was not received does not disturb what follows it."""
+def test_a_body_may_be_received_after_the_response_or_not_at_all(server, log):
+    """The part that came with the head is still there; a body that is never received does not disturb the next request."""
     with server.connect() as client:
         for number in range(3):
             assert client.post("/hello", b"x" * 100_000 * number).status == 200
@@ -298,7 +301,7 @@ def test_a_body_may_be_received_after_the_answer_or_not_at_all(server, log):
 @pytest.mark.parametrize("when", [[], ["yield"], ["yield", "yield", "yield"]], ids=["at once", "later", "much later"])
 @pytest.mark.parametrize("more", [False, True], ids=["whole", "streamed"])
 def test_head_and_first_body_are_one_segment(server, log, when, more):
-    """`http.response.start` is kept back until there is something to go with it."""
+    """`http.response.start` is held back until the first piece of the body can go with it."""
     with server.connect() as client:
         client.get("/hello")
         client.send(GET % play(log, *when, start(), *when, body("first", more), "receive").encode())
@@ -307,7 +310,7 @@ def test_head_and_first_body_are_one_segment(server, log, when, more):
 
 
 def test_a_body_in_one_message_has_its_length(server, log):
-    """Content-Length where the server knows it and the application did not say; chunks where nobody knows."""
+    """Content-Length if the server knows it and the application has not given it; chunks if neither knows it."""
     with server.connect() as client:
         answer = client.get(play(log, start(), body("four")))
         assert (answer.header("content-length"), answer.text) == ("4", "four")
@@ -317,14 +320,14 @@ def test_a_body_in_one_message_has_its_length(server, log):
 
 
 def test_bodies_of_every_type(server):
-    """Byte strings, and what is like them; none at all is an empty one."""
+    """Bytes and the types like them are sent; a message without a body has an empty one."""
     assert server.get("/kinds").text == "one two three"
 
 
 @pytest.mark.parametrize("size", [1, 65535, 65537, 300_000, 3_000_000])
 @pytest.mark.parametrize("when", [[], ["yield"]], ids=["at once", "later"])
 def test_bodies_of_every_size(server, tmp_path, size, when):
-    """Copied behind their head or not, taken by the kernel at once or not."""
+    """Bodies arrive whether they are copied behind their head or not, and whether the kernel takes them at once or not."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(size))
     with server.connect() as client:
@@ -336,24 +339,24 @@ def test_bodies_of_every_size(server, tmp_path, size, when):
 
 
 @pytest.mark.parametrize("tasks", [1, 4])
-def test_a_client_that_does_not_read_holds_up_its_application(server, log, tasks):
-    """High water: `send` waits. Low water: it goes on, whichever task had waited; nothing is lost."""
+def test_send_waits_for_a_client_that_does_not_read(server, log, tasks):
+    """`send` waits above the high-water mark and returns below the low one, whichever task waits; nothing is lost."""
     with Client(server.address, receive_buffer=4096) as client:
         client.request(f"/paced?n=400&tasks={tasks}&log={log}")
         wait_for(lambda: log.lines)
         count = 0
         while count != len(log.lines):
             count = len(log.lines)
-            assert client.quiet(0.2 * SCALE) is False  # it has something to read, and does not
-            time.sleep(0.2 * SCALE)  # a promise not to go on
-        assert count < 150  # 9.4 MiB: what the kernel takes
+            assert client.quiet(0.2 * SCALE) is False  # it has something to read, and does not read it
+            time.sleep(0.2 * SCALE)  # nothing may happen in this time
+        assert count < 150  # 9.4 MiB: the kernel takes no more
         assert len(client.response().body) == 400 * 65536
         assert client.get("/hello").status == 200
 
 
 @pytest.mark.parametrize("when", [[], ["yield"]], ids=["at once", "later"])
-def test_too_much_for_its_length(server, log, when):
-    """It is cut, the log says so, and the next answer begins where it should."""
+def test_a_body_longer_than_its_content_length(server, log, when):
+    """It is cut, with a warning in the log, and the next response begins where it should."""
     with server.connect() as client:
         for steps in ([body("abcdef")], [body("ab", True), body("cd", True), body("ef")]):
             log.path.unlink(missing_ok=True)
@@ -365,8 +368,8 @@ def test_too_much_for_its_length(server, log, when):
 
 @pytest.mark.parametrize("when", [[], ["yield"]], ids=["at once", "later"])
 @pytest.mark.parametrize("steps", [[body("abc")], [body("ab", True), body("c")]], ids=["whole", "streamed"])
-def test_too_little_for_its_length(server, log, when, steps):
-    """The client must not wait for the rest, nor take the next answer for it: the connection is closed."""
+def test_a_body_shorter_than_its_content_length(server, log, when, steps):
+    """The connection is closed: the client must not wait for the rest, nor take the next response for it."""
     with server.connect() as client:
         client.request(play(log, *when, start(headers=[("content-length", "9")]), *steps))
         assert client.rest().endswith(b"\r\n\r\nabc")
@@ -375,8 +378,8 @@ def test_too_little_for_its_length(server, log, when, steps):
 
 @pytest.mark.parametrize("when", [[], ["yield"]], ids=["at once", "later"])
 @pytest.mark.parametrize("steps", [[], [start()], ["receive"]], ids=["nothing", "start", "receive"])
-def test_returning_without_an_answer(server, log, when, steps):
-    """500, the log says why, and the connection goes on."""
+def test_returning_without_a_response(server, log, when, steps):
+    """The client gets a 500, the log has the reason, and the connection continues."""
     target = play(log, *when, *steps)
     with server.connect() as client:
         assert client.get(target).status == 500
@@ -384,8 +387,8 @@ def test_returning_without_an_answer(server, log, when, steps):
         assert client.get("/hello").status == 200
 
 
-def test_returning_in_the_middle_of_an_answer(server, log):
-    """The early end of the connection is what says that it is not whole."""
+def test_returning_in_the_middle_of_a_response(server, log):
+    """The connection ends early, which is how the client learns that the response is not complete."""
     with server.connect() as client:
         client.request(play(log, start(), body("begun", True)))
         assert client.rest().endswith(b"5\r\nbegun\r\n")
@@ -399,7 +402,7 @@ ERRORS = ["RuntimeError", "SystemExit", "KeyboardInterrupt", "BaseException", "C
 @pytest.mark.parametrize("when", [[], ["yield"]], ids=["at once", "later"])
 @pytest.mark.parametrize("steps", [[], [start(headers=[("x-secret", "1")])]], ids=["nothing", "start"])
 def test_an_error_before_the_head_is_sent(server, log, error, when, steps):
-    """500 and a traceback in the log, whatever is raised; the worker and the connection go on."""
+    """500, and a traceback in the log, whatever is raised; the worker and the connection continue."""
     before = worker(server)
     target = play(log, *when, *steps, "raise", error=error)
     with server.connect() as client:
@@ -412,8 +415,8 @@ def test_an_error_before_the_head_is_sent(server, log, error, when, steps):
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("when", [[], ["yield"]], ids=["at once", "later"])
-def test_an_error_within_the_answer(server, log, error, when):
-    """What is sent cannot be unsaid: the connection ends, and the client knows that there should be more."""
+def test_an_error_within_the_response(server, log, error, when):
+    """The connection ends early, so the client knows that there should be more."""
     before = worker(server)
     with server.connect() as client:
         client.request(play(log, *when, start(), body("begun", True), "raise", error=error))
@@ -422,8 +425,8 @@ def test_an_error_within_the_answer(server, log, error, when):
 
 
 @pytest.mark.parametrize("when", [[], ["yield"]], ids=["at once", "later"])
-def test_an_error_after_the_answer(server, log, when):
-    """The client has its answer; the log has the traceback."""
+def test_an_error_after_the_response(server, log, when):
+    """The client has its response; the log has the traceback."""
     with server.connect() as client:
         answer = client.get(play(log, start(), body("whole"), *when, "raise", error="RuntimeError", mark="afterwards"))
         assert (answer.status, answer.text) == (200, "whole")
@@ -460,8 +463,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("wrong", "error"), WRONG.values(), ids=WRONG)
-def test_what_may_not_be_sent(server, log, wrong, error):
-    """`send` raises, nothing of it is sent, and the application may still do it right."""
+def test_messages_that_may_not_be_sent(server, log, wrong, error):
+    """`send` raises, nothing of the message is sent, and the application may still send a correct one."""
     with server.connect() as client:
         answer = client.get(play(log, wrong, start(headers=[("x-right", "1")]), body("right")))
         assert (answer.status, answer.header("x-right"), answer.text) == (200, "1", "right")
@@ -483,8 +486,8 @@ LATE = {
 
 @pytest.mark.parametrize(("wrong", "error"), LATE.values(), ids=LATE)
 @pytest.mark.parametrize("begun", [[], [body("begun ", True)]], ids=["start", "body"])
-def test_what_may_not_be_sent_after_the_start(server, log, wrong, error, begun):
-    """As before it."""
+def test_messages_that_may_not_be_sent_after_the_start(server, log, wrong, error, begun):
+    """`send` raises, as it does before the start."""
     with server.connect() as client:
         assert client.get(play(log, start(), *begun, wrong, body("right"))).text.endswith("right")
         assert [outcome for outcome in outcomes(log) if outcome != "sent"] == [error]
@@ -492,15 +495,15 @@ def test_what_may_not_be_sent_after_the_start(server, log, wrong, error, begun):
 
 
 def test_headers_may_come_from_an_iterator(server, log):
-    """Any iterable is one: nothing is lost of what can be read only once, the first time and the third."""
+    """Headers may be any iterable: nothing is lost of one that can be read only once, on the first call or a later one."""
     with server.connect() as client:
         for _ in range(3):
             answer = client.get(play(log, start(headers=[("x-one", "once"), ("x-two", "again")], iterator=True), body("right")))
             assert (answer.header("x-one"), answer.header("x-two")) == ("once", "again")
 
 
-def test_what_may_not_be_sent_after_the_end(server, log):
-    """Nothing, and the next answer is not disturbed."""
+def test_messages_that_may_not_be_sent_after_the_end(server, log):
+    """No message may be sent then, and none disturbs the next response."""
     with server.connect() as client:
         assert client.get(play(log, start(), body("whole"), body("more"), start(), "yield", body("more"))).text == "whole"
         assert client.get("/hello").body == b"Hello, world!"
@@ -513,7 +516,7 @@ def test_what_may_not_be_sent_after_the_end(server, log):
 @pytest.mark.parametrize("when", [[], ["yield"]], ids=["at once", "later"])
 @pytest.mark.parametrize("pieces", [["whole"], ["in ", "two"]], ids=["whole", "streamed"])
 def test_trailers(server, log, when, pieces):
-    """After the last chunk, in as many messages as the application likes; the next answer follows them."""
+    """They follow the last chunk, from as many messages as the application likes; the next response follows them."""
     trailers = [
         {"type": "http.response.trailers", "headers": [["X-Sum", "1"]], "more_trailers": True},
         {"type": "http.response.trailers", "headers": [["X-More", "2"]]},
@@ -527,7 +530,7 @@ def test_trailers(server, log, when, pieces):
 
 @pytest.mark.parametrize(("method", "length"), [("HEAD", ""), ("GET", "3")])
 def test_trailers_without_chunks(server, log, method, length):
-    """Where there is no place for them they are dropped, if the application was not told before that it may not (HEAD)."""
+    """A response without chunks has no place for trailers: they are dropped, unless the scope did not offer them (HEAD)."""
     head = start(trailers=method != "HEAD", headers=[("content-length", "3")] if length else [])
     more = [{"type": "http.response.trailers", "headers": [["X-Sum", "1"]]}] if length else []
     with server.connect() as client:
@@ -537,8 +540,8 @@ def test_trailers_without_chunks(server, log, method, length):
 
 
 @pytest.mark.parametrize("field", [("content-length", "1"), ("x", "a\r\nb"), ("transfer-encoding", "chunked")])
-def test_trailers_that_may_not_be(server, log, field):
-    """No framing, no line breaks (RFC 9110 6.5.1)."""
+def test_trailers_that_are_refused(server, log, field):
+    """Fields for framing, and line breaks, raise an exception (RFC 9110 6.5.1)."""
     wrong = {"type": "http.response.trailers", "headers": [list(field)]}
     with server.connect() as client:
         end = {"type": "http.response.trailers"}
@@ -549,7 +552,7 @@ def test_trailers_that_may_not_be(server, log, field):
 
 @pytest.mark.parametrize("when", [[], ["yield"]], ids=["at once", "later"])
 def test_early_hints(server, log, when):
-    """103 with its links, as often as the application likes, then the answer (RFC 8297)."""
+    """103 with its links, as often as the application likes, then the response (RFC 8297)."""
     hint = {"type": "http.response.early_hint", "links": ["</a.css>; rel=preload", "</b.js>; rel=preload"]}
     with server.connect() as client:
         client.request(play(log, *when, hint, *when, hint, start(), body("x")))
@@ -561,7 +564,7 @@ def test_early_hints(server, log, when):
 
 
 def test_early_hints_in_a_pipeline(server, log):
-    """Behind the answers that come before them."""
+    """They come after the responses to earlier requests."""
     hint = {"type": "http.response.early_hint", "links": ["</a.css>"]}
     with server.connect() as client:
         client.send(GET % b"/target?1", GET % play(log, hint, start(), body("x")).encode(), GET % b"/target?2")
@@ -572,7 +575,7 @@ def test_early_hints_in_a_pipeline(server, log):
 @pytest.mark.parametrize("length", [False, True], ids=["no length", "length"])
 @pytest.mark.parametrize("size", [0, 10, 5_000_000])
 def test_a_file_by_its_path(server, log, tmp_path, method, length, size):
-    """Whole, with its length, whether the application said it or not."""
+    """The whole file is sent with its length, whether the application gives a Content-Length or not."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(size))
     head = start(headers=[("content-length", str(size))] if length else [])
@@ -585,7 +588,7 @@ def test_a_file_by_its_path(server, log, tmp_path, method, length, size):
 
 
 def test_a_fifo_in_the_place_of_a_file(server, log, tmp_path):
-    """Nobody is held up by it: an error."""
+    """It is an error, and does not block the loop."""
     os.mkfifo(tmp_path / "fifo")
     wrong = {"type": "http.response.pathsend", "path": str(tmp_path / "fifo")}
     assert server.get(play(log, start(), wrong, body("right"))).text == "right"
@@ -607,7 +610,7 @@ def test_a_fifo_in_the_place_of_a_file(server, log, tmp_path):
 )
 @pytest.mark.parametrize("how", ["", "&fd=1", "&length"], ids=["file", "descriptor", "length"])
 def test_pieces_of_an_open_file(server, tmp_path, steps, expected, how):
-    """From an offset, which leaves the file's own where it is, or from there on, which moves it; between other pieces."""
+    """From an offset, which leaves the file's position alone, or from its position, which moves; between other pieces."""
     path = tmp_path / "file"
     path.write_text("0123456789")
     how = how.replace("length", f"length={len(expected)}")
@@ -620,14 +623,14 @@ def test_pieces_of_an_open_file(server, tmp_path, steps, expected, how):
 
 
 def test_an_offset_before_the_file(server, tmp_path):
-    """The application's error, not its client's end."""
+    """It is an error of the application, and is not taken for the client's end."""
     (tmp_path / "file").write_text("0123456789")
     assert server.get("/zerocopy?" + urlencode({"path": tmp_path / "file", "script": "[[-1, null]]"})).status == 500
     server.wait_log("ValueError: offset -1")
 
 
-def test_what_cannot_be_sent_from_costs_no_descriptor(server, tmp_path):
-    """A pipe has no offset: the application's error, and nothing of it stays open."""
+def test_a_pipe_instead_of_a_file_leaves_no_descriptor_open(server, tmp_path):
+    """A pipe has no offset: that is the application's error, and the server's copy of the descriptor is closed."""
     os.mkfifo(tmp_path / "fifo")
     holder = os.open(tmp_path / "fifo", os.O_RDWR)
     try:
@@ -643,8 +646,8 @@ def test_what_cannot_be_sent_from_costs_no_descriptor(server, tmp_path):
 # --- Order, context, turns
 
 
-def test_late_answers_of_a_pipeline_keep_its_order(server):
-    """Whoever is ready first: one request at a time is the application's, and the answers follow the requests."""
+def test_late_responses_of_a_pipeline_keep_its_order(server):
+    """The application has one request of a connection at a time, and the responses come in the order of the requests."""
     targets = [f"/pause?ms={number % 3}&i={number}" if number % 2 else f"/target?{number}" for number in range(60)]
     with server.connect() as client:
         client.send(*(GET % target.encode() for target in targets))
@@ -652,19 +655,19 @@ def test_late_answers_of_a_pipeline_keep_its_order(server):
 
 
 def test_requests_do_not_wait_for_each_other(server):
-    """A hundred that wait do so at the same time."""
+    """A hundred requests wait at the same time, not one after another."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(100)]
         begun = time.monotonic()
         for client in clients:
             client.request("/pause?ms=200")
         assert all(client.response().status == 200 for client in clients)
-        assert time.monotonic() - begun < 10 * SCALE  # one after the other they would take 20
+        assert time.monotonic() - begun < 10 * SCALE  # one after another they would take 20
 
 
 @pytest.mark.parametrize("late", ["", "?late=1"], ids=["at once", "late"])
 def test_every_request_has_a_fresh_context(server, late):
-    """What one sets no other sees, in a pipeline neither; its own tasks do. Each is a task of its own."""
+    """A request's own tasks see its context variables, other requests do not, even in a pipeline. Each is a task of its own."""
     with server.connect() as client:
         client.send(*[GET % f"/context{late}".encode()] * 20)
         assert [client.response().text for _ in range(20)] == ["clean dirty False"] * 20
@@ -684,7 +687,7 @@ def test_the_first_step_runs_in_the_turn_that_read_the_request(serve):
 
 
 def test_the_end_of_server_sent_events(serve, tmp_path):
-    """TERM with a hundred clients on streams that have no end: each has it soon, and the worker goes."""
+    """SIGTERM with a hundred clients on endless streams: all streams end soon, and the worker exits."""
     server = serve(APP, own=True, graceful_timeout=60)
     notes = [Notes(tmp_path / f"log-{number}") for number in range(100)]
     with contextlib.ExitStack() as stack:
@@ -705,8 +708,8 @@ def test_the_end_of_server_sent_events(serve, tmp_path):
     assert "Traceback" not in server.log
 
 
-def test_what_has_an_end_comes_to_it(serve, log, tmp_path):
-    """A request that runs when the server is stopped is answered whole, and says that the connection ends."""
+def test_requests_in_progress_finish_after_sigterm(serve, log, tmp_path):
+    """Their responses are complete, and announce that the connection closes."""
     server = serve(APP, own=True, graceful_timeout=60, log_level="debug")
     with Gate(tmp_path / "gate") as gate, server.connect() as waiting, server.connect() as streaming:
         waiting.request(f"/gate?fifo={gate.path}")
@@ -722,8 +725,8 @@ def test_what_has_an_end_comes_to_it(serve, log, tmp_path):
         assert server.ended() == 0
 
 
-def test_what_goes_on_after_its_answer_is_waited_for(serve, log):
-    """Background tasks of a framework run after the answer, in the same call: a graceful stop lets them finish."""
+def test_a_graceful_stop_waits_for_background_tasks(serve, log):
+    """A framework's background tasks run after the response, in the same call: a graceful stop lets them finish."""
     server = serve(APP, own=True, graceful_timeout=60)
     assert server.get(f"/after?seconds=0.5&log={log}").text == "done"
     server.signal(signal.SIGTERM)
@@ -732,8 +735,8 @@ def test_what_goes_on_after_its_answer_is_waited_for(serve, log):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
-def test_a_quick_stop_cancels_what_runs(serve, log, number):
-    """The application's `finally` is heard, and no traceback blames it."""
+def test_a_quick_stop_cancels_calls(serve, log, number):
+    """The application's `finally` runs, and no traceback blames it."""
     server = serve(APP, own=True, graceful_timeout=60)
     with server.connect() as client:
         client.request(f"/sleep?log={log}")
@@ -744,8 +747,8 @@ def test_a_quick_stop_cancels_what_runs(serve, log, number):
     assert "Traceback" not in server.log
 
 
-def test_what_waits_for_ever_is_cut_at_the_deadline(serve, log):
-    """And not before; the log names it."""
+def test_a_call_that_never_ends_is_cancelled_at_the_deadline(serve, log):
+    """It is not cancelled before, and the log reports it."""
     server = serve(APP, own=True, graceful_timeout=1)
     with server.connect() as client:
         client.request(f"/sleep?log={log}")

@@ -1,4 +1,4 @@
-"""Starlette, FastAPI, Django and Quart as people use them: what their documentation promises holds over the wire."""
+"""Starlette, FastAPI, Django and Quart in common use: the promises of their documentation hold over the wire."""
 
 import hashlib
 import os
@@ -69,7 +69,7 @@ def digest(content):
 
 
 def test_pages_and_errors(client):
-    """200, 404 and 500 are the framework's own; after an error all goes on."""
+    """200, 404 and 500 are the framework's own; after an error the server continues."""
     for _ in range(2):
         assert client.get("/").text == f"Hello from {client.framework}"
         assert client.get("/missing").status_code == 404
@@ -79,7 +79,7 @@ def test_pages_and_errors(client):
 
 @pytest.mark.parametrize("size", [0, 1000, 3_000_000])
 def test_uploads(client, size):
-    """Multipart bodies, kept in memory or in a file."""
+    """Multipart bodies arrive, whether the framework keeps them in memory or in a file."""
     content = os.urandom(size)
     target = "/form" if client.framework == "Starlette" else "/upload"
     found = client.post(target, files={"file": ("name.bin", content)}, data={"word": "caf\u00e9"}).json()
@@ -93,12 +93,12 @@ def test_a_body_without_a_length(client):
 
 
 def test_sessions(client):
-    """Cookies go there and come back."""
+    """Cookies are sent and come back."""
     assert [client.get("/count").text for _ in range(3)] == ["1", "2", "3"]
 
 
 def test_streams(client):
-    """Generators, many at a time."""
+    """Generators stream, many at the same time."""
 
     def ask(word):
         with httpx.Client(base_url=client.base_url, timeout=WAIT, trust_env=False) as own:
@@ -115,18 +115,18 @@ def test_streams(client):
 
 @pytest.mark.parametrize("path", ["/state", "/wrapped/state"])
 def test_lifespan_state(starlette, path):
-    """`request.state` has what the lifespan has yielded; behind middleware too."""
+    """`request.state` has what the lifespan yielded, behind middleware too."""
     assert [starlette.get(path).text for _ in range(2)] == ["Hello from the lifespan"] * 2
 
 
 def test_views_in_threads(starlette):
-    """A view that is not asynchronous is no burden for the loop."""
+    """A view that is not asynchronous does not block the loop."""
     assert starlette.get("/in_a_thread").text == "no loop here"
     assert starlette.get("/threaded_stream").text == "".join(f"{number}\n" for number in range(50))
 
 
 def test_exceptions(starlette):
-    """Those that are answers are no errors."""
+    """Exceptions that stand for responses are not logged as errors."""
     answer = starlette.get("/teapot")
     assert (answer.status_code, answer.text) == (418, "short and stout")
     assert starlette.get("/away", follow_redirects=True).text == "Hello from Starlette"
@@ -134,7 +134,7 @@ def test_exceptions(starlette):
 
 @pytest.mark.parametrize("prefix", ["", "/wrapped"])
 def test_background_tasks(starlette, log, tmp_path, prefix):
-    """They run when the client has its answer, and the connection goes on meanwhile."""
+    """They run after the client has its response, and the connection continues meanwhile."""
     gate = tmp_path / "gate"
     answer = starlette.get(prefix + "/background", params={"log": str(log), "gate": str(gate)})
     assert answer.text == "answered"
@@ -148,8 +148,11 @@ def test_background_tasks(starlette, log, tmp_path, prefix):
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize(("stream", "last"), [("events", b"data: 3"), ("waiting", b"once")])
 def test_a_stream_ends_with_its_client(starlette, log, prefix, how, stream, last):
-    """A client that leaves ends the generator soon, and is no error of the application's: that of events which come one by
-    one, and one that waits, where nothing is written that could fail, and that the client has left is all there is to hear."""
+    """A client that leaves ends the generator soon, and the application is not blamed.
+
+    This holds for a stream of events that come one by one, and for one that waits: there nothing is written
+    that could fail, and the disconnect is the only sign.
+    """
     before = starlette.server.log
     with starlette.server.connect() as client:
         client.request(f"{prefix}/{stream}?log={log}")
@@ -164,7 +167,7 @@ def test_a_stream_ends_with_its_client(starlette, log, prefix, how, stream, last
 
 @pytest.mark.parametrize("how", ["close", "reset", "half_close"])
 def test_is_disconnected(starlette, log, how):
-    """A long poll hears that nobody waits any more. (Behind `BaseHTTPMiddleware` Starlette never tells, with any server.)"""
+    """A long poll learns that its client has left. (Behind `BaseHTTPMiddleware` Starlette reports it with no server.)"""
     with starlette.server.connect() as client:
         client.request(f"/disconnected?log={log}")
         wait_for(lambda: log.lines)
@@ -175,7 +178,7 @@ def test_is_disconnected(starlette, log, how):
 @pytest.mark.parametrize("size", [0, 10, 3_000_000])
 @pytest.mark.parametrize("prefix", ["", "/wrapped"])
 def test_files(starlette, tmp_path, size, prefix):
-    """By `http.response.pathsend` where nothing stands between; with validators, and for HEAD."""
+    """They are sent by `http.response.pathsend` if no middleware stands between; with validators, and for HEAD."""
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(size))
     for _ in range(2):
@@ -196,7 +199,7 @@ def test_files(starlette, tmp_path, size, prefix):
     ],
 )
 def test_ranges(starlette, tmp_path, asked, status, expected):
-    """Pieces of a file (RFC 9110 14), as long as the file is the same."""
+    """Ranges of a file (RFC 9110 14) are sent as long as the file is the same."""
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(3_000_000))
     answer = starlette.get("/file", params={"path": str(path)}, headers={"range": asked})
@@ -212,7 +215,7 @@ def test_ranges(starlette, tmp_path, asked, status, expected):
 
 
 def test_several_ranges(starlette, tmp_path):
-    """multipart/byteranges, with the length that was said."""
+    """The response is multipart/byteranges, with the length that was announced."""
     path = tmp_path / "file.bin"
     path.write_bytes(b"0123456789" * 1000)
     answer = starlette.get("/file", params={"path": str(path)}, headers={"range": "bytes=0-4,9000-9004"})
@@ -222,7 +225,7 @@ def test_several_ranges(starlette, tmp_path):
 
 
 def test_middleware(starlette):
-    """`BaseHTTPMiddleware` that reads the body before the view does; compression."""
+    """`BaseHTTPMiddleware` may read the body before the view does; responses may be compressed."""
     answer = starlette.post("/wrapped/raw", content=b"x" * 100_000)
     assert (answer.json(), answer.headers["x-middleware"]) == ({"length": 100_000}, "100000")
     answer = starlette.get("/wrapped/stream", params={"word": "a"})
@@ -231,7 +234,7 @@ def test_middleware(starlette):
 
 
 def test_curl(starlette, tmp_path):
-    """curl resumes a download, and its upload waits to be asked."""
+    """curl resumes a download, and its upload waits for "100 Continue"."""
     if not shutil.which("curl"):
         pytest.skip("no curl")
     path, out = tmp_path / "file.bin", tmp_path / "out"
@@ -248,7 +251,7 @@ def test_curl(starlette, tmp_path):
 
 
 def test_models(fastapi):
-    """Bodies are judged, and answered as they should be."""
+    """Bodies are validated, and the responses are right."""
     assert fastapi.post("/items", json={"name": "caf\u00e9"}).json() == {"name": "caf\u00e9", "price": 1.0}
     assert fastapi.post("/items", json={"price": "much"}).status_code == 422
     assert fastapi.get("/").json() == {"hello": "FastAPI"}
@@ -265,19 +268,19 @@ def test_models(fastapi):
     ],
 )
 def test_dependencies_with_yield(fastapi, log, path, status, told):
-    """They clean up behind the view, however it ends, and behind a stream that uses them."""
+    """They clean up after the view, however it ends, and after a stream that uses them."""
     assert fastapi.get(path, params={"log": str(log)}).status_code == status
     assert log.wait(len(told)) == told
 
 
 def test_background_tasks_in_order(fastapi, log):
-    """One after the other, behind the answer."""
+    """They run one after another, after the response."""
     assert fastapi.get("/background", params={"log": str(log)}).json() == {"done": True}
     assert log.wait(2) == ["first", "second"]
 
 
 def test_several_files(fastapi):
-    """A form with files and fields."""
+    """A form with files and fields arrives whole."""
     sizes = [0, 10, 2_000_000]
     files = [("files", (f"{size}.bin", b"x" * size)) for size in sizes]
     assert fastapi.post("/files", files=files, data={"word": "a"}).json() == {"sizes": sizes, "word": "a"}
@@ -287,10 +290,10 @@ def test_several_files(fastapi):
 
 
 def test_asynchronous_views(django):
-    """Beside those that run in threads."""
+    """They work next to views that run in threads."""
     assert django.get("/async/").text == "asynchronous, 1.1"
     assert django.post("/form", data={"name": "a", "all": ["1", "2"]}).json() == {"name": "a", "all": ["1", "2"]}
-    # As one gzip member for each event, of which httpx reads the first.
+    # Each event is a gzip member of its own, and httpx reads only the first.
     answer = django.get("/events/", headers={"accept-encoding": "identity"})
     assert answer.text == "".join(f"data: {number}\n\n" for number in range(5))
 
@@ -310,7 +313,7 @@ def test_a_view_whose_client_has_left_is_cancelled(django, log, how):
 
 @pytest.mark.parametrize("size", [0, 10, 1_000_000])
 def test_files_of_django(django, tmp_path, size):
-    """Its own way to send a file, in pieces."""
+    """Django sends a file in pieces, in its own way."""
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(size))
     answer = django.get("/file", params={"path": str(path)}, headers={"accept-encoding": "identity"})

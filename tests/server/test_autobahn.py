@@ -1,13 +1,13 @@
-"""A part of Autobahn's WebSocket test suite (tests/autobahn), which nobody here wrote: without the cases of hundreds of MiB."""
+"""A part of Autobahn's WebSocket test suite (tests/autobahn), which others wrote: all cases but those of hundreds of MiB."""
 
 import pytest
 
 from autobahn import run as autobahn
 
 
-@pytest.mark.timeout(600)  # the first time the suite is installed
+@pytest.mark.timeout(600)  # the first run installs the suite
 def test_every_mandatory_case_passes(tmp_path):
-    """Without compression and with it: framing, UTF-8, closing, and each way to negotiate compression."""
+    """Framing, UTF-8 and closing are correct, without compression and with it, as is each negotiation of compression."""
     try:
         outcomes = autobahn.run(autobahn.QUICK, 1, tmp_path)
     except autobahn.MissingError as problem:

@@ -1,4 +1,4 @@
-"""The lifespan of an ASGI application (lifespan 2.0): ready when it says so, told of the end, and heard when it fails."""
+"""The lifespan of an ASGI application (lifespan 2.0) in a real server: startup, shutdown, and what a failure leads to."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def notes(tmp_path):
 
 @pytest.fixture
 def served(start, notes):
-    """`served("usual", workers=2)`: a server of an application with such a lifespan."""
+    """`served("usual", workers=2)` starts a server of an application with such a lifespan."""
 
     def served(kind, env=(), app=APP, **options):
         return start(app, env={"LIFESPAN": kind, "NOTES": str(notes), **dict(env)}, **options)
@@ -29,7 +29,7 @@ def served(start, notes):
 
 
 def test_startup_and_shutdown(served, notes):
-    """Once each in every worker, whatever is asked in between."""
+    """Each happens once in every worker, whatever is requested in between."""
     server = served("usual", workers=2)
     assert notes.wait(2) == ["startup"] * 2
     for _ in range(5):
@@ -39,8 +39,8 @@ def test_startup_and_shutdown(served, notes):
     assert notes.lines == ["startup"] * 2 + ["shutdown"] * 2
 
 
-def test_nobody_is_served_before_the_application_is_ready(served, notes, tmp_path):
-    """A client waits until `lifespan.startup.complete`, and the log says "ready" not before."""
+def test_no_client_is_served_before_the_application_is_ready(served, notes, tmp_path):
+    """A client waits until `lifespan.startup.complete`, and only then does the log report that the worker is ready."""
     with Gate(tmp_path / "gate") as gate:
         server = served("gated", env={"GATE": str(gate.path)}, wait=False)
         server.wait_log("listening on")
@@ -55,15 +55,15 @@ def test_nobody_is_served_before_the_application_is_ready(served, notes, tmp_pat
 
 
 def test_state(served):
-    """Each request has a copy of its own of what the lifespan left, one level deep (spec, "Lifespan State")."""
+    """Each request has its own copy of the lifespan's state, one level deep (spec, "Lifespan State")."""
     server = served("usual")
     states = [json.loads(server.get("/").text)["state"] for _ in range(3)]
     assert states == [{"word": "kept", "shared": list(range(1, number + 1))} for number in range(3)]
 
 
 @pytest.mark.parametrize("kind", ["none", "silent"])
-def test_applications_without_one(served, kind):
-    """Raising, or returning, before anything was said means that there is no lifespan: no error, no state."""
+def test_applications_without_a_lifespan(served, kind):
+    """An application that raises, or returns, before it sends a message has no lifespan: no error, no state."""
     server = served(kind)
     assert json.loads(server.get("/").text)["state"] is None
     server.signal(signal.SIGTERM)
@@ -73,7 +73,7 @@ def test_applications_without_one(served, kind):
 
 @pytest.mark.parametrize("kind", ["fails", "fails_and_raises", "fails_and_waits"])
 def test_an_application_that_cannot_start(served, kind):
-    """Its own words end the server: status 3, as if it could not be imported."""
+    """The server exits with status 3, as if the application could not be imported, and logs the application's reason."""
     server = served(kind, wait=False, workers=2)
     assert server.ended() == 3
     assert "the application could not start: no database\nat db:5432" in server.log
@@ -91,7 +91,7 @@ def test_a_reload(served, notes):
     assert sorted(notes.lines[2:]) == ["shutdown"] * 2 + ["startup"] * 2
 
 
-def test_a_reload_to_what_cannot_start(served, notes, tmp_path):
+def test_a_reload_to_an_application_that_cannot_start(served, notes, tmp_path):
     """The old workers stay, as with code that cannot be imported."""
     file = tmp_path / "it.toml"
     file.write_text(f"app = '{APP}'")
@@ -103,7 +103,7 @@ def test_a_reload_to_what_cannot_start(served, notes, tmp_path):
 
 
 def test_an_application_whose_lifespan_dies(served):
-    """Its traceback, and the worker serves on."""
+    """The log has its traceback, and the worker continues to serve."""
     server = served("dies")
     server.wait_log(r"application failed in its lifespan\n    Traceback")
     assert server.get("/").status == 200
@@ -119,15 +119,15 @@ def test_an_application_whose_lifespan_dies(served):
     ],
 )
 def test_an_application_that_cannot_shut_down(served, kind, told):
-    """It says why, in the log, and the server ends as it was asked to."""
+    """The log has its reason, and the server exits as usual."""
     server = served(kind)
     server.signal(signal.SIGTERM)
     assert server.ended(5 * SCALE) == 0
     server.wait_log(told)
 
 
-def test_shutdown_comes_after_the_last_answer(served, notes):
-    """What a request needs is there as long as it runs."""
+def test_shutdown_comes_after_the_last_response(served, notes):
+    """Whatever a request needs is there as long as it runs."""
     server = served("usual")
     with server.connect() as client:
         client.request("/slow")
@@ -140,15 +140,15 @@ def test_shutdown_comes_after_the_last_answer(served, notes):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 def test_a_quick_stop_shuts_down_too(served, notes, number):
-    """There is little time, but the application is told."""
+    """There is little time, but the application is notified."""
     server = served("usual", graceful_timeout=60)
     server.signal(number)
     assert server.ended(5 * SCALE) == 0
     assert notes.lines == ["startup", "shutdown"]
 
 
-def test_a_call_that_never_ends_costs_nobody_the_shutdown(served, notes):
-    """At the graceful deadline it is cancelled, and the application is told."""
+def test_a_call_that_never_ends_does_not_prevent_the_shutdown(served, notes):
+    """At the graceful deadline it is cancelled, and then the application shuts down."""
     server = served("usual", graceful_timeout=1)
     with server.connect() as client:
         client.request("/never")
@@ -160,7 +160,7 @@ def test_a_call_that_never_ends_costs_nobody_the_shutdown(served, notes):
 
 
 def test_a_shutdown_that_hangs_is_cut_at_the_deadline(served, notes):
-    """The graceful deadline is one for all that a worker has to end."""
+    """There is one graceful deadline for everything that a worker has to end."""
     server = served("hangs_at_the_end", graceful_timeout=1)
     asked = time.monotonic()
     server.signal(signal.SIGTERM)
@@ -170,16 +170,16 @@ def test_a_shutdown_that_hangs_is_cut_at_the_deadline(served, notes):
     assert "was killed by the supervisor because it was still busy 1 s after it was asked to exit" in server.log
 
 
-def test_what_follows_the_last_message_runs(served, notes):
-    """`async with` and generators end behind `lifespan.shutdown.complete`."""
+def test_code_after_the_last_message_runs(served, notes):
+    """`async with` and generators end after `lifespan.shutdown.complete`."""
     server = served("goes_on")
     server.signal(signal.SIGTERM)
     assert server.ended() == 0
     assert notes.lines == ["startup", "shutdown", "closed"]
 
 
-def test_tasks_of_the_lifespan(served, notes):
-    """What the application has left running is cancelled after its shutdown."""
+def test_tasks_of_the_lifespan_are_cancelled(served, notes):
+    """Tasks that the application has left running are cancelled after its shutdown."""
     server = served("background")
     server.signal(signal.SIGTERM)
     assert server.ended() == 0
@@ -187,15 +187,15 @@ def test_tasks_of_the_lifespan(served, notes):
     assert "destroyed" not in server.log
 
 
-def test_what_may_not_be_sent(served, notes):
-    """An error for the application, which may go on."""
+def test_messages_that_may_not_be_sent(served, notes):
+    """They raise an exception in the application, which may continue."""
     server = served("nonsense")
     assert server.get("/").status == 200
     assert notes.lines[:2] == ["RuntimeError", "startup"]
 
 
-def test_a_worker_that_dies_has_a_successor_with_a_lifespan_of_its_own(served, notes):
-    """Nobody shuts down what is dead; its replacement starts up."""
+def test_a_worker_that_dies_is_replaced_by_one_with_its_own_lifespan(served, notes):
+    """The dead worker's application is not shut down; its replacement's starts up."""
     server = served("usual")
     os.kill(server.workers()[0], signal.SIGKILL)
     wait_for(lambda: notes.lines == ["startup"] * 2)

@@ -1,4 +1,4 @@
-"""asyncio as a guest on the worker's epoll: all of it works, beside the server's own connections, and who holds it is named."""
+"""asyncio in guest mode in a real server: it works next to the server's connections, and the log names code that blocks it."""
 
 import re
 import signal
@@ -36,7 +36,7 @@ def server(serve):
     ],
 )
 def test_facilities(server, facility, answer):
-    """Each works, again and again, on a connection that goes on."""
+    """Each facility of asyncio works, again and again, on one connection."""
     if facility == "libraries":
         pytest.importorskip("anyio")
     with server.connect() as client:
@@ -45,7 +45,7 @@ def test_facilities(server, facility, answer):
 
 
 def test_facilities_all_at_once(server):
-    """None of them disturbs another one, nor what is asked meanwhile."""
+    """They disturb neither each other nor requests that come meanwhile."""
     names = ["reader", "streams", "datagrams", "processes", "runner", "thread", "timers", "generator"] * 3
     clients = [server.connect().request("/" + name) for name in names]
     assert server.get("/hello").text == "Hello, world!"
@@ -55,12 +55,12 @@ def test_facilities_all_at_once(server):
 
 
 def test_there_is_one_epoll(server):
-    """The guest has none of its own."""
+    """asyncio has none of its own."""
     assert server.get("/epolls").text == "1"
 
 
-def test_a_thread_that_blocks_holds_up_nobody(server):
-    """That is what executors are for."""
+def test_a_thread_that_blocks_does_not_block_the_loop(server):
+    """Blocking code in an executor does not delay other requests."""
     with server.connect() as client:
         begun = time.monotonic()
         client.request("/executor?seconds=1")
@@ -69,8 +69,8 @@ def test_a_thread_that_blocks_holds_up_nobody(server):
         assert client.response().text == "True"
 
 
-def test_signals_of_the_server_are_heard_after_the_applications(serve):
-    """The application has had a handler and taken it away: TERM drains the worker all the same."""
+def test_the_server_handles_signals_after_the_application_did(serve):
+    """The application has set a handler and removed it: SIGTERM drains the worker all the same."""
     server = serve(APP, own=True)
     assert server.get("/signals").text == "True"
     server.signal(signal.SIGTERM)
@@ -79,7 +79,7 @@ def test_signals_of_the_server_are_heard_after_the_applications(serve):
 
 
 def test_an_executors_thread_ends_before_the_worker(serve):
-    """Work that was handed to a thread is not cut by a graceful stop."""
+    """A graceful stop waits for work that was handed to a thread."""
     server = serve(APP, own=True)
     assert server.get("/forever").text == "begun"
     server.signal(signal.SIGTERM)
@@ -87,8 +87,8 @@ def test_an_executors_thread_ends_before_the_worker(serve):
     assert "Traceback" not in server.log
 
 
-def test_who_holds_the_loop_is_named(serve):
-    """File, line and function, once for each time, while it holds it: everybody waits for that code."""
+def test_code_that_blocks_the_loop_is_named(serve):
+    """The log has file, line and function, once for each time, while the code blocks."""
     server = serve(APP, own=True)
     with server.connect() as client:
         client.request("/block")
@@ -99,8 +99,8 @@ def test_who_holds_the_loop_is_named(serve):
     assert server.log.count("event loop blocked for more than 250 ms") == 2
 
 
-def test_where_calls_wait_is_told(serve):
-    """USR1: a thread's stack says nothing of coroutines, so each call says where it waits, and for what."""
+def test_sigusr1_logs_where_calls_wait(serve):
+    """A thread's stack does not show coroutines, so each call is logged with the place where it waits."""
     server = serve(APP, own=True)
     with server.connect() as client:
         client.request("/executor?seconds=1")
@@ -113,15 +113,15 @@ def test_where_calls_wait_is_told(serve):
     assert len(server.workers()) == 1
 
 
-def test_who_waits_is_not_named(server):
-    """Waiting is what the loop is for."""
+def test_code_that_waits_is_not_named(server):
+    """A call that awaits something does not block the loop."""
     before = server.log
     assert server.get("/executor?seconds=0.6").text == "True"
     assert "loop blocked" not in server.log[len(before) :]
 
 
 def test_debug_mode(serve):
-    """asyncio's own checks are on, find nothing of ours, and everything goes on."""
+    """asyncio's own checks find no fault of the server, and everything works."""
     server = serve(APP, own=True, env={"PYTHONASYNCIODEBUG": "1"})
     with server.connect() as client:
         assert client.get("/debug").text == "True"
@@ -134,8 +134,8 @@ def test_debug_mode(serve):
     assert "never" not in server.log
 
 
-def test_a_task_that_fails_for_itself(server):
-    """asyncio says so, as ever, on standard error; the worker goes on."""
+def test_a_task_that_fails_on_its_own(server):
+    """asyncio reports it on standard error, as usual; the worker continues."""
     before = server.log.count("nobody asks")
     assert server.get("/lost").text == "lost"
     wait_for(lambda: server.log.count("RuntimeError: nobody asks") > before)

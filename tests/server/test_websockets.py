@@ -1,4 +1,7 @@
-"""WebSockets over real sockets (RFC 6455, RFC 7692, ASGI 3), in each trigger mode: from the handshake to the server's end."""
+"""WebSockets over real sockets (RFC 6455, RFC 7692, ASGI 3), from the handshake to the server's end.
+
+Long: one page for one protocol, in its order: opening, messages, closing, limits, pings, compression, shutdown, frameworks.
+"""
 
 import asyncio
 import contextlib
@@ -32,7 +35,7 @@ pytestmark = pytest.mark.interfaces("asgi")
 
 
 def masked(opcode: int, payload: bytes = b"", fin: bool = True, rsv: int = 0, key: bytes = b"\x01\xfe\x35\xa7") -> bytes:
-    """A frame of a client, written down from RFC 6455 5.2."""
+    """A frame of a client, written from RFC 6455 5.2."""
     size = len(payload)
     length = bytes([128 | size]) if size < 126 else b"\xfe" + size.to_bytes(2) if size < 65536 else b"\xff" + size.to_bytes(8)
     keys = key * (size // 4 + 1)
@@ -40,7 +43,7 @@ def masked(opcode: int, payload: bytes = b"", fin: bool = True, rsv: int = 0, ke
 
 
 class Peer(Client):
-    """A client that opens a WebSocket, and then says whatever bytes it is told to."""
+    """A client that opens a WebSocket, and then sends whatever bytes the test wants."""
 
     def __init__(self, server: Server | str, target: str | None = "/echo", *, open: bool = True, **options) -> None:
         super().__init__(server if isinstance(server, str) else server.address, **options)
@@ -80,7 +83,7 @@ class Peer(Client):
         return first & 15, self._exactly(size)
 
     def hear_close(self) -> tuple[int, str]:
-        """The close frame that comes next, and behind it nothing but the end."""
+        """The close frame that comes next, with nothing after it but the end."""
         opcode, payload = self.hear()
         assert opcode == CLOSE, (opcode, payload[:100])
         if not payload:
@@ -92,13 +95,13 @@ _names = iter(range(10**9))
 
 
 def named(path: str) -> tuple[str, str]:
-    """A target, and the name below which the application notes how it ends."""
+    """A target, and the name under which the application notes how its call ends."""
     name = f"n{next(_names)}-{time.monotonic_ns()}"
     return f"{path}?{name}", name
 
 
 def note(server: Server, name: str):
-    """What the application has noted, as soon as it has."""
+    """The application's note, as soon as there is one."""
     return wait_for(lambda: json.loads(server.get(f"/ends/{name}").body), lambda: f"a note of {name}\n{server.log}")
 
 
@@ -107,12 +110,12 @@ def noted(server: Server, name: str):
 
 
 def resident(pid: int) -> int:
-    """Bytes (proc_pid_statm(5))."""
+    """Bytes of resident memory (proc_pid_statm(5))."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 
 def stands_still(observe, seconds: float = 0.3):
-    """What `observe` says, once it has said the same for some time."""
+    """The result of `observe`, once it has been the same for some time."""
 
     def same():
         nonlocal last, since
@@ -130,7 +133,7 @@ def stands_still(observe, seconds: float = 0.3):
 
 
 def test_the_handshake(serve):
-    """101 as in RFC 6455 1.3, with no word of a body; then both may talk, the client in the segment in which it asked."""
+    """101 as in RFC 6455 1.3, without a body; then both sides may send, the client even in the segment of its request."""
     with Peer(serve(APP), None) as client:
         head = f"GET /echo HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Key: {KEY}\r\n"
         client.send(head.encode(), b"Upgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\n\r\n", masked(TEXT, b"early"))
@@ -162,7 +165,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("changed", "status"), REFUSED)
 def test_handshakes_that_are_refused(serve, changed, status):
-    """Each required check (RFC 6455 4.2.1): its status, the end of the connection, and the application never hears of it."""
+    """Each required check (RFC 6455 4.2.1) has its status; the connection ends, and the application is not called."""
     server = serve(APP)
     before = len(server.log)
     with Peer(server, None) as client:
@@ -181,7 +184,7 @@ def test_handshakes_that_are_refused(serve, changed, status):
 
 
 def test_a_handshake_that_comes_with_a_body_is_refused(serve):
-    """It is refused as one whose body is to come."""
+    """It is refused in the same way as a handshake whose body is still to come."""
     server = serve(APP)
     with Peer(server, None) as client:
         client.send(
@@ -193,23 +196,23 @@ def test_a_handshake_that_comes_with_a_body_is_refused(serve):
 
 
 @pytest.mark.parametrize(("method", "changed"), [("HEAD", {}), ("GET", {"upgrade": "h2c"}), ("GET", {"upgrade": None})])
-def test_what_asks_for_no_websocket_is_an_ordinary_request(serve, method, changed):
-    """Another method and another upgrade are answered by the HTTP application."""
+def test_a_request_for_something_else_than_a_websocket(serve, method, changed):
+    """The HTTP application answers requests with another method or another upgrade."""
     with Peer(serve(APP), None) as client:
         client.ask("/echo", method, **changed)
         assert client.response(method).status == 200
 
 
 def test_http_1_0_has_no_upgrade(serve):
-    """RFC 9110 7.8: it is not heard."""
+    """RFC 9110 7.8: the server ignores it."""
     with Peer(serve(APP), None) as client:
         head = f"GET /echo HTTP/1.0\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {KEY}\r\n"
         client.send(head.encode(), b"Sec-WebSocket-Version: 13\r\n\r\n")
         assert client.response().text == "Hello, world!"
 
 
-def test_after_requests(serve):
-    """A connection that has had its requests may become a WebSocket, even behind them in one segment."""
+def test_a_handshake_after_requests(serve):
+    """A connection may become a WebSocket after other requests, even if all of them come in one segment."""
     with Peer(serve(APP), None) as client:
         for _ in range(3):
             assert client.get("/").text == "Hello, world!"
@@ -221,7 +224,7 @@ def test_after_requests(serve):
 
 
 def test_the_scope(serve):
-    """What the specification has for a WebSocket, with every header and the path as it was asked."""
+    """Its keys are those of the specification for a WebSocket, with every header, and the path as it was requested."""
     server = serve(APP)
     with Peer(server, None) as client:
         client.ask("/describe?a=%20b&c", x_one="caf\xe9", sec_websocket_protocol="b, a")
@@ -246,7 +249,7 @@ SUBPROTOCOLS = [("a, b", "", "b"), ("a, b", "a", "a"), ("c", "", "c"), (None, ""
 
 @pytest.mark.parametrize(("offered", "wanted", "chosen"), SUBPROTOCOLS)
 def test_subprotocols(serve, offered, wanted, chosen):
-    """The one that the application chose is told to the client, and none where there is none; headers of its own, too."""
+    """The response names the subprotocol that the application chose, if it chose one, and has the application's headers."""
     with Peer(serve(APP), None) as client:
         client.ask(f"/choose?{wanted}", sec_websocket_protocol=offered)
         answer = client.response()
@@ -258,8 +261,8 @@ def test_subprotocols(serve, offered, wanted, chosen):
 
 
 @pytest.mark.parametrize(("target", "what"), [("/choose?c", "subprotocol"), ("/bad-header", "bad value of header")])
-def test_what_cannot_be_accepted(serve, target, what):
-    """A subprotocol that was not offered, a header that would split the answer: 500, the reason in the log, not on the wire."""
+def test_an_accept_that_cannot_be_sent(serve, target, what):
+    """A subprotocol that was not offered, or a header that would split the response: 500, and only the log has the reason."""
     server = serve(APP)
     with Peer(server, None) as client:
         client.ask(target, sec_websocket_protocol="a, b")
@@ -271,7 +274,7 @@ def test_what_cannot_be_accepted(serve, target, what):
 
 
 def test_refusal(serve):
-    """`websocket.close` before `websocket.accept` is a 403, and the application is told that it is over."""
+    """`websocket.close` before `websocket.accept` is a 403, and the application receives `websocket.disconnect`."""
     server = serve(APP)
     target, name = named("/refuse")
     with Peer(server, target, open=False) as peer:
@@ -284,7 +287,7 @@ def test_refusal(serve):
 
 
 def test_denial(serve):
-    """The extension websocket.http.response: any answer of HTTP, after which the connection goes on."""
+    """The extension websocket.http.response: any response of HTTP, after which the connection continues."""
     server = serve(APP)
     target, name = named("/deny")
     with Peer(server, target, open=False) as peer:
@@ -298,7 +301,7 @@ def test_denial(serve):
 
 
 def test_denial_in_pieces(serve):
-    """A denial is streamed with back-pressure as any answer is: 4 MiB to a client that is in no hurry."""
+    """A denial is streamed with back-pressure as any response is: 4 MiB to a client that reads slowly."""
     with Peer(serve(APP), "/deny-streamed", open=False, receive_buffer=4096) as peer:
         answer = peer.response()
         assert (answer.status, answer.header("retry-after")) == (503, "5")
@@ -306,7 +309,7 @@ def test_denial_in_pieces(serve):
 
 
 def test_nothing_else_comes_within_a_denial(serve):
-    """Who has begun to answer otherwise cannot close, which would be an answer within the answer."""
+    """An application that has begun a denial cannot close, which would be a response within the response."""
     with Peer(serve(APP), "/deny-and-close", open=False) as peer:
         answer = peer.response()
         assert (answer.status, answer.text) == (401, "one two RuntimeError RuntimeError")
@@ -314,7 +317,7 @@ def test_nothing_else_comes_within_a_denial(serve):
 
 
 def test_a_denial_whose_client_leaves(serve):
-    """The application that waits in `receive` while it denies hears of it."""
+    """An application that waits in `receive` during its denial is notified."""
     server = serve(APP)
     target, name = named("/deny-listening")
     with Peer(server, target, open=False) as peer:
@@ -324,7 +327,7 @@ def test_a_denial_whose_client_leaves(serve):
 
 
 def test_a_denial_that_is_not_finished(serve):
-    """500 where nothing of it was sent."""
+    """The client gets a 500 if nothing of the denial was sent."""
     server = serve(APP)
     with Peer(server, "/deny-half", open=False) as peer:
         assert peer.response().status == 500
@@ -332,7 +335,7 @@ def test_a_denial_that_is_not_finished(serve):
 
 
 def test_an_application_that_fails_within_a_denial(serve):
-    """Its answer ends early; the log says why, and nothing that is not so."""
+    """The response ends early; the log has the reason, and only that."""
     server = serve(APP)
     with Peer(server, "/deny-and-raise", open=False) as peer, pytest.raises(AssertionError, match="the connection ended after"):
         peer.response()
@@ -343,8 +346,8 @@ def test_an_application_that_fails_within_a_denial(serve):
 @pytest.mark.parametrize(
     ("path", "said"), [("raise-before", "RuntimeError: before accept"), ("return-before", "without a response on WebSocket")]
 )
-def test_an_application_that_fails_before(serve, path, said):
-    """500, and the reason is in the log."""
+def test_an_application_that_fails_before_it_accepts(serve, path, said):
+    """The client gets a 500, and the log has the reason."""
     server = serve(APP)
     with Peer(server, f"/{path}", open=False) as peer:
         assert peer.response().status == 500
@@ -352,8 +355,8 @@ def test_an_application_that_fails_before(serve, path, said):
     server.wait_log(said)
 
 
-def test_an_application_that_raises_after(serve):
-    """1011 for the client (RFC 6455 7.4.1), the traceback for the log; others go on."""
+def test_an_application_that_raises_after_it_accepted(serve):
+    """The client gets 1011 (RFC 6455 7.4.1), the log the traceback; other WebSockets continue."""
     server = serve(APP)
     with Peer(server) as other, Peer(server, "/raise-after") as peer:
         peer.say(TEXT, "go")
@@ -364,8 +367,8 @@ def test_an_application_that_raises_after(serve):
         assert other.say(TEXT, "still here").hear() == (TEXT, b"still here")
 
 
-def test_an_application_that_returns_after(serve):
-    """What it has sent, then 1000."""
+def test_an_application_that_returns_after_it_accepted(serve):
+    """The client gets what was sent, then 1000."""
     with Peer(serve(APP), "/return-after") as peer:
         assert peer.hear() == (TEXT, b"that is all")
         assert peer.hear_close() == (1000, "")
@@ -374,7 +377,7 @@ def test_an_application_that_returns_after(serve):
 
 
 def test_mistakes(serve):
-    """What an application does wrong raises where it does so, and the WebSocket goes on."""
+    """A wrong message raises an exception where the application sends it, and the WebSocket continues."""
     with Peer(serve(APP), "/mistakes") as peer:
         assert peer.hear() == (BINARY, b"fine")
         found = json.loads(peer.hear()[1])
@@ -397,7 +400,7 @@ def test_mistakes(serve):
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 65537, 1_000_000])
 def test_sizes(serve, size):
-    """Text and binary of every form of length come back as they were."""
+    """Text and binary messages of every size come back unchanged, whatever the form of their length."""
     content = b"0123456789abcdef" * (size // 16 + 1)
     content = content[:size]
     with Peer(serve(APP)) as peer:
@@ -406,7 +409,7 @@ def test_sizes(serve, size):
 
 
 def test_byte_by_byte(serve):
-    """Every byte in a segment of its own: the same message, a multibyte character and a long head among it."""
+    """A message whose bytes come in segments of their own arrives whole, with multibyte characters and a long head."""
     with Peer(serve(APP)) as peer:
         peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         payload = "é€\N{DECIDUOUS TREE}".encode() * 20
@@ -416,7 +419,7 @@ def test_byte_by_byte(serve):
 
 
 def test_many_in_one_segment(serve):
-    """A thousand messages at once, empty ones among them, come back in order, though they are more than the queue holds."""
+    """A thousand messages at once, some of them empty, come back in order, although the queue holds fewer."""
     with Peer(serve(APP)) as peer:
         words = [str(number) * (number % 3) for number in range(1000)]
         peer.send(*(masked(TEXT, word.encode()) for word in words))
@@ -424,7 +427,7 @@ def test_many_in_one_segment(serve):
 
 
 def test_only_empty_messages(serve):
-    """Messages of no bytes fill the queue as others do, and it empties again."""
+    """Empty messages fill the queue as others do, and it empties again."""
     with Peer(serve(APP)) as peer:
         for _ in range(3):
             peer.send(masked(TEXT) * 5000)
@@ -432,7 +435,7 @@ def test_only_empty_messages(serve):
 
 
 def test_fragments_with_control_frames_between(serve):
-    """A message in pieces is one, split in the middle of a character; the pings between them are answered first, in order."""
+    """Fragments make one message, even if split within a character; pings between them are answered first, in order."""
     with Peer(serve(APP)) as peer:
         text = "à la carte \N{DECIDUOUS TREE}".encode()
         peer.say(TEXT, text[:1], fin=False).say(PING, b"one").say(0, text[1:14], fin=False).say(PONG, b"unasked")
@@ -466,8 +469,8 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("data", "code"), [row[1:] for row in BROKEN], ids=[row[0] for row in BROKEN])
-def test_what_breaks_the_rules(serve, data, code):
-    """Its close code, no reset, the end; the application is told the code; what comes behind is not read."""
+def test_a_client_that_breaks_the_rules(serve, data, code):
+    """It gets the close code, not a reset; the application receives the same code; nothing that follows is read."""
     server = serve(APP, ws_max_size="20000")
     target, name = named("/echo")
     with Peer(server, target) as peer:
@@ -481,7 +484,7 @@ def test_what_breaks_the_rules(serve, data, code):
 
 
 def test_the_limit_is_exact(serve):
-    """A message of --ws-max-size is taken, in one frame and in several."""
+    """A message of exactly --ws-max-size is accepted, in one frame and in several."""
     server = serve(APP, ws_max_size="20000")
     with Peer(server) as peer:
         assert peer.say(BINARY, b"x" * 20000).hear() == (BINARY, b"x" * 20000)
@@ -504,7 +507,7 @@ def test_the_limit_is_exact(serve):
     ],
 )
 def test_the_client_closes(serve, payload, code, reason):
-    """Its code comes back and the connection ends; the application is told code and reason."""
+    """The client gets its code back and the connection ends; the application receives code and reason."""
     server = serve(APP)
     target, name = named("/echo")
     with Peer(server, target) as peer:
@@ -516,7 +519,7 @@ def test_the_client_closes(serve, payload, code, reason):
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "bye"), (3000, "à"), (4999, "é" * 100)])
 def test_the_application_closes(serve, code, reason):
-    """Code and reason reach the client, a long reason cut at a character; then `receive` says that it is over."""
+    """Code and reason reach the client, a long reason cut between characters; then `receive` returns the disconnect."""
     server = serve(APP)
     target, name = named("/close")
     with Peer(server, target) as peer:
@@ -529,7 +532,7 @@ def test_the_application_closes(serve, code, reason):
 
 
 def test_a_close_that_is_not_answered(serve):
-    """Who does not answer a close frame, or talks on, is waited for a few seconds and not longer."""
+    """A client that does not return the close frame, or goes on sending, has a few seconds and no more."""
     with Peer(serve(APP), "/return-after") as silent, Peer(serve(APP), "/return-after") as talker:
         for peer in silent, talker:
             assert peer.hear()[0] == TEXT
@@ -548,7 +551,7 @@ MOMENTS = {"idle": b"", "in a frame": masked(TEXT, b"x" * 1000)[:500], "in a mes
 @pytest.mark.parametrize("way", ["close", "reset", "half_close"])
 @pytest.mark.parametrize("sent", MOMENTS.values(), ids=MOMENTS)
 def test_a_client_that_vanishes(serve, way, sent):
-    """1006, whatever it was about to say."""
+    """The application receives 1006, whatever the client was about to send."""
     server = serve(APP)
     target, name = named("/echo")
     with Peer(server, target) as peer:
@@ -559,8 +562,8 @@ def test_a_client_that_vanishes(serve, way, sent):
 
 @pytest.mark.parametrize("way", ["close", "reset", "half_close"])
 @pytest.mark.parametrize("path", ["never-accept", "slow-accept"])
-def test_a_client_that_vanishes_before(serve, way, path):
-    """The application that has not accepted yet is told, and what it does is in vain without an error."""
+def test_a_client_that_vanishes_before_it_is_accepted(serve, way, path):
+    """The application is notified, and what it sends after that raises no error in the log."""
     server = serve(APP)
     before = len(server.log)
     target, name = named(f"/{path}")
@@ -573,7 +576,7 @@ def test_a_client_that_vanishes_before(serve, way, path):
 
 
 def test_slow_accept(serve):
-    """What a client says before it is accepted waits."""
+    """Messages that a client sends before it is accepted wait."""
     server = serve(APP)
     target, _ = named("/slow-accept")
     with Peer(server, target, open=False) as peer:
@@ -584,7 +587,7 @@ def test_slow_accept(serve):
 
 @pytest.mark.parametrize("way", ["a close frame", "an end"])
 def test_send_after_the_end(serve, way):
-    """`send` raises a subclass of OSError, as the specification has it."""
+    """`send` raises a subclass of OSError, as the specification requires."""
     server = serve(APP)
     target, name = named("/send-after-close")
     with Peer(server, target) as peer:
@@ -597,7 +600,7 @@ def test_send_after_the_end(serve, way):
 
 
 def test_a_client_that_vanishes_in_a_flood(serve):
-    """The application that sends and sends hears of it by an OSError."""
+    """An application that keeps sending is notified by an OSError."""
     server = serve(APP)
     target, name = named("/flood")
     with Peer(server, target, receive_buffer=4096) as peer:
@@ -606,7 +609,7 @@ def test_a_client_that_vanishes_in_a_flood(serve):
     wait_for(lambda: noted(server, name) == "the client left")
 
 
-def test_at_any_moment(serve):
+def test_a_client_that_vanishes_at_any_moment(serve):
     """A client that breaks off after any number of bytes of a conversation leaves nothing behind: no error, no connection."""
     server = serve(APP, own=True)
     [pid] = server.workers()
@@ -624,7 +627,7 @@ def test_at_any_moment(serve):
 
 
 def sockets(pid: int) -> int:
-    """How many a process has open."""
+    """The number of sockets that a process has open."""
     count = 0
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -636,7 +639,7 @@ def sockets(pid: int) -> int:
 
 
 def test_a_client_that_does_not_read(serve):
-    """An application that sends to it waits, with little in memory; when the client reads again it gets all of it."""
+    """An application that sends to it waits, and little is in memory; a client that reads again receives everything."""
     server = serve(APP)
     [pid] = server.workers()
     target, name = named("/flood")
@@ -651,7 +654,7 @@ def test_a_client_that_does_not_read(serve):
 
 
 def test_a_client_that_does_not_read_for_long(serve):
-    """It is cut off after --write-timeout, and the application hears of it."""
+    """It is cut off after --write-timeout, and the application is notified."""
     server = serve(APP, write_timeout=1)
     target, name = named("/flood")
     with Peer(server, target, receive_buffer=4096):
@@ -660,7 +663,7 @@ def test_a_client_that_does_not_read_for_long(serve):
 
 
 def test_several_tasks_that_send(serve):
-    """All of them wait for a client that does not read, and all go on when it does; messages stay whole."""
+    """All of them wait for a client that does not read, and all continue when it does; messages stay whole."""
     server = serve(APP)
     target, _ = named("/choir")
     with Peer(server, target, receive_buffer=4096) as peer:
@@ -674,7 +677,7 @@ def test_several_tasks_that_send(serve):
 
 
 def fill(peer: Peer, data: bytes, most: int = 64 * MEBIBYTE) -> int:
-    """Send `data` again and again until nothing more is taken. Returns how many bytes were."""
+    """Send `data` again and again until the kernel takes no more. Returns the number of bytes."""
     peer.socket.setblocking(False)
     count, since = 0, time.monotonic()
     view = memoryview(data * (MEBIBYTE // len(data)))
@@ -690,7 +693,7 @@ def fill(peer: Peer, data: bytes, most: int = 64 * MEBIBYTE) -> int:
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 100_000])
 def test_an_application_that_does_not_receive(serve, size):
-    """What it does not take stays with the client, with little in memory. Later it gets all, from who left early too."""
+    """Messages stay with the client, and little is in memory. Later all of them arrive, even from a client that left."""
     server = serve(APP, own=True)
     [pid] = server.workers()
     target, name = named("/deaf")
@@ -729,7 +732,7 @@ def test_a_client_that_pings_and_does_not_read(serve):
 
 
 def test_fragments_without_end(serve):
-    """A message that never ends is bounded by --ws-max-size, however small its pieces."""
+    """--ws-max-size limits a message that never ends, however small its fragments."""
     server = serve(APP, ws_max_size="20000")
     with Peer(server) as peer, contextlib.suppress(ConnectionError):
         peer.say(BINARY, b"x", fin=False)
@@ -738,7 +741,7 @@ def test_fragments_without_end(serve):
 
 
 def test_concurrent_receivers(serve):
-    """Eight tasks receive and send at once: each message is had by exactly one, and each task hears of the end."""
+    """Eight tasks receive and send at once: each message goes to exactly one, and each task receives the end."""
     server = serve(APP)
     target, name = named("/crowd")
     with Peer(server, target) as peer:
@@ -751,7 +754,7 @@ def test_concurrent_receivers(serve):
 
 
 def test_a_receiver_that_is_cancelled(serve):
-    """Others that wait in `receive` go on."""
+    """Other tasks that wait in `receive` continue."""
     server = serve(APP)
     target, name = named("/deserted")
     with Peer(server, target) as peer:
@@ -762,7 +765,7 @@ def test_a_receiver_that_is_cancelled(serve):
 
 
 def test_an_impatient_application(serve):
-    """`receive` may be given up at any moment, and no message is lost."""
+    """`receive` may be cancelled at any moment, and no message is lost."""
     with Peer(serve(APP), "/impatient") as peer:
         for number in range(300):
             assert peer.say(TEXT, str(number)).hear() == (TEXT, str(number).encode())
@@ -776,7 +779,7 @@ PINGS = {"ws_ping_interval": 1, "ws_ping_timeout": 1}
 
 
 def test_a_silent_client(serve):
-    """It is pinged; where nothing comes back it is told 1011 and gone, and the application gets 1006."""
+    """It is pinged; if nothing comes back it gets 1011 and is gone, and the application receives 1006."""
     server = serve(APP, **PINGS)
     target, name = named("/echo")
     with Peer(server, target) as peer:
@@ -791,8 +794,8 @@ SIGNS = [masked(PONG), masked(PONG, b"another"), masked(TEXT, b"x"), masked(PING
 
 
 @pytest.mark.parametrize("sign", SIGNS)
-def test_any_bytes_are_life(serve, sign):
-    """A pong, a message, a ping, a part of a frame: who says anything after a ping is asked again, and not sent away."""
+def test_any_bytes_are_a_sign_of_life(serve, sign):
+    """After a pong, a message, a ping or a part of a frame the client is pinged again, and not disconnected."""
     with Peer(serve(APP, **PINGS)) as peer:
         for _ in range(3):
             while (frame := peer.hear())[0] != PING:
@@ -801,17 +804,17 @@ def test_any_bytes_are_life(serve, sign):
             sign = b"x" if sign[0] == 0x82 or len(sign) == 1 else sign
 
 
-def test_who_talks_is_not_asked(serve):
-    """A client that is heard within the interval sees no ping."""
+def test_a_client_that_sends_is_not_pinged(serve):
+    """A client that sends something within each interval sees no ping."""
     with Peer(serve(APP, ws_ping_interval=2, ws_ping_timeout=1)) as peer:
         deadline = time.monotonic() + 3.5
         while time.monotonic() < deadline:
             assert peer.say(TEXT, "x").hear() == (TEXT, b"x")
-            time.sleep(0.02)  # the passing of time is what is tested
+            time.sleep(0.02)  # this test is about time that passes
 
 
-def test_the_library_lives_on(serve):
-    """The library's client answers pings by itself, with nobody reading."""
+def test_the_library_answers_pings(serve):
+    """The library's client does that by itself, even if the program does not read."""
     server = serve(APP, **PINGS)
     with connect_library(f"{server.url.replace('http', 'ws')}/echo", proxy=None, ping_interval=None) as client:
         with pytest.raises(TimeoutError):
@@ -848,7 +851,7 @@ def pieces(message: Any, count: int) -> Any:
 @pytest.mark.parametrize("deflate", ["on", "off"])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_the_library(serve, setting, deflate):
-    """The `websockets` client in every setting: whole messages and fragments, pings in between, come back as they were."""
+    """Messages of the `websockets` client come back unchanged in every setting: whole, in fragments, with pings between."""
     server = serve(APP, ws_deflate=deflate)
     options = {"compression": None, "extensions": extensions(setting), "proxy": None, "max_size": None}
     with connect_library(f"{server.url.replace('http', 'ws')}/echo", **options) as client:
@@ -863,7 +866,7 @@ def test_the_library(serve, setting, deflate):
 @pytest.mark.parametrize("deflate", ["on", "off"])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_the_library_with_asyncio(serve, setting, deflate):
-    """The same of its asyncio client, with many messages under way at once."""
+    """The same holds for its asyncio client, with many messages at the same time."""
     server = serve(APP, ws_deflate=deflate)
     options = {"compression": None, "extensions": extensions(setting), "proxy": None, "max_size": None}
 
@@ -881,7 +884,7 @@ def test_the_library_with_asyncio(serve, setting, deflate):
 
 
 def test_a_compressed_message_too_big(serve):
-    """A small message that would become a big one is refused before it does (1009)."""
+    """A small message that would become a large one is refused before it does (1009)."""
     server = serve(APP, ws_deflate="on", ws_max_size="20000")
     with connect_library(f"{server.url.replace('http', 'ws')}/echo", proxy=None) as client:
         client.send("x" * 20000)
@@ -894,7 +897,7 @@ def test_a_compressed_message_too_big(serve):
 
 
 def test_a_flood_of_compressed_messages(serve):
-    """Small on the wire, large in memory: only as many are made of it as the application takes."""
+    """Messages that are small on the wire and large in memory are decompressed only as the application takes them."""
     server = serve(APP, ws_deflate="on", own=True)
     [pid] = server.workers()
     with Peer(server, None) as client:
@@ -909,7 +912,7 @@ def test_a_flood_of_compressed_messages(serve):
 
 
 def test_bad_compressed_data(serve):
-    """1007, and the application never sees it."""
+    """The client gets 1007, and the application receives no message."""
     server = serve(APP, ws_deflate="on")
     with Peer(server, None) as client:
         client.ask("/echo", sec_websocket_extensions="permessage-deflate")
@@ -921,8 +924,8 @@ def test_bad_compressed_data(serve):
 # --- The server's end ------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_tells_everybody(serve):
-    """1012 at once to each client, also in the middle of a message; then the server is gone, long before the deadline."""
+def test_a_stop_closes_every_websocket(serve):
+    """Each client gets 1012 at once, even within a message; then the server exits, long before the deadline."""
     server = serve(APP, own=True, graceful_timeout=30)
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(Peer(server)) for _ in range(100)]
@@ -939,8 +942,8 @@ def test_a_stop_tells_everybody(serve):
         assert "cut short" not in server.log or " 0 cut short" in server.log
 
 
-def test_a_stop_with_clients_that_do_not_answer(serve):
-    """Who does not answer, or does not read, and an application that works on, hold up nothing to the deadline."""
+def test_a_stop_with_clients_that_do_not_respond(serve):
+    """Neither clients that do not return the close frame, or do not read, nor a busy application delay it until the deadline."""
     server = serve(APP, own=True, graceful_timeout=30)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
@@ -957,8 +960,8 @@ def test_a_stop_with_clients_that_do_not_answer(serve):
         assert "Traceback" not in server.log[before:]
 
 
-def test_a_stop_before_it_is_accepted(serve):
-    """Who asked before the stop is still let in, and then told."""
+def test_a_stop_before_the_application_accepts(serve):
+    """A client that asked before the stop is still accepted, and then gets 1012."""
     server = serve(APP, own=True)
     with Peer(server, "/slow-accept", open=False) as peer:
         server.signal(signal.SIGTERM)
@@ -968,8 +971,8 @@ def test_a_stop_before_it_is_accepted(serve):
         assert server.ended() == 0
 
 
-def test_a_stop_of_who_never_accepts(serve):
-    """503 where the application, undecided, waits for the client to leave; it is told, and nothing hangs."""
+def test_a_stop_of_an_application_that_never_accepts(serve):
+    """The client gets a 503 if the application waits without a decision; the application is notified, and nothing hangs."""
     server = serve(APP, own=True)
     with Peer(server, "/never-accept", open=False) as peer:
         server.get("/")
@@ -979,8 +982,8 @@ def test_a_stop_of_who_never_accepts(serve):
     assert "Traceback" not in server.log
 
 
-def test_a_reload_tells_everybody(serve):
-    """1012 from the old worker; who comes back is served by the new one."""
+def test_a_reload_closes_every_websocket(serve):
+    """The old worker sends 1012; a client that comes back is served by the new one."""
     server = serve(APP, own=True)
     [old] = server.workers()
     with contextlib.ExitStack() as stack:
@@ -996,7 +999,7 @@ def test_a_reload_tells_everybody(serve):
 
 
 def test_the_access_log(serve):
-    """One line for each WebSocket at its end: 101, the bytes of the messages that were sent, the time that it lasted."""
+    """Each WebSocket has one line at its end: 101, the bytes of the messages sent, and how long it lasted."""
     server = serve(APP)
     target, _ = named("/echo")
     with Peer(server, target) as peer:
@@ -1015,7 +1018,7 @@ def test_the_access_log(serve):
 
 @pytest.mark.parametrize("tcp", ["cork", "nodelay", "default"])
 def test_corked(start, tcp):
-    """With TCP_CORK no message waits for 200 ms in the kernel: a hundred round trips take no time."""
+    """With TCP_CORK no message waits for 200 ms in the kernel: a hundred round trips are quick."""
     server = start(APP, tcp=tcp)
     with Peer(server) as peer:
         began = time.monotonic()
@@ -1026,7 +1029,7 @@ def test_corked(start, tcp):
 
 
 def test_a_unix_socket(start, tmp_path):
-    """WebSockets behind a proxy on a Unix socket."""
+    """WebSockets work on a Unix socket, as behind a proxy."""
     path = tmp_path / "socket"
     server = start(APP, bind=["127.0.0.1:0", f"unix:{path}"])
     assert server.get("/").status == 200
@@ -1042,7 +1045,7 @@ def test_a_unix_socket(start, tmp_path):
 
 @pytest.fixture
 def fast(serve):
-    """A server, and a way to connect to it."""
+    """A server of a Starlette application, and a way to connect to it."""
     server = serve(FAST, env={"PYTHONWARNINGS": ""})
 
     def connect(target, **options):
@@ -1063,8 +1066,8 @@ def test_websocket_disconnect(fast, code):
     assert note(fast.server, name) == [code, "why"]
 
 
-def test_websocket_disconnect_without_a_word(fast):
-    """1006 for a client that vanishes, 1005 for one that gives no code."""
+def test_websocket_disconnect_without_a_code(fast):
+    """The code is 1006 for a client that vanishes, 1005 for one that gives none."""
     for end, code in (b"", 1006), (masked(CLOSE), 1005):
         target, name = named("/text")
         with Peer(fast.server, target) as peer:
@@ -1074,7 +1077,7 @@ def test_websocket_disconnect_without_a_word(fast):
 
 
 def test_iterators(fast):
-    """`iter_text`, `iter_bytes` and `iter_json` give each message, and end with the client."""
+    """`iter_text`, `iter_bytes` and `iter_json` yield each message, and end when the client closes."""
     for kind, sent, got in ("text", "abc", "ABC"), ("bytes", b"abc", b"cba"), ("json", '{"a": [1]}', '{"got":{"a":[1]}}'):
         target, name = named(f"/iterate/{kind}")
         with fast(target) as client:
@@ -1085,7 +1088,7 @@ def test_iterators(fast):
 
 
 def test_an_endpoint(fast):
-    """A `WebSocketEndpoint`: subprotocol, headers, JSON, the code of the end; what is no JSON closes with 1003."""
+    """`WebSocketEndpoint` works: subprotocol, headers, JSON, the close code; text that is not JSON closes with 1003."""
     target, name = named("/endpoint")
     with fast(target, subprotocols=["json"]) as client:
         assert client.subprotocol == "json"
@@ -1103,7 +1106,7 @@ def test_an_endpoint(fast):
 
 
 def test_dependencies(fast):
-    """Validated parameters and cookies; refusals as 403 or as the HTTPException has them; codes of `WebSocketException`."""
+    """FastAPI validates parameters and cookies; refusals are 403 or an HTTPException's response, or have an exception's code."""
     with fast("/guarded/3?token=t", additional_headers={"Cookie": "c=d"}) as client:
         assert json.loads(client.recv(timeout=WAIT)) == {"item": 3, "token": "t", "cookie": "d"}
         with pytest.raises(ConnectionClosedError) as closed:
@@ -1127,7 +1130,7 @@ def test_dependencies(fast):
             assert json.loads(answer.body) == {"why": "closed on Sundays"}
 
 
-def test_sending_to_who_has_left(fast):
+def test_sending_to_a_client_that_has_left(fast):
     """`send_bytes` raises `WebSocketDisconnect` with 1006."""
     target, name = named("/late")
     with Peer(fast.server, target, receive_buffer=4096) as peer:
@@ -1136,8 +1139,8 @@ def test_sending_to_who_has_left(fast):
     assert note(fast.server, name) == 1006
 
 
-def test_two_ends_of_the_library(fast):
-    """A clean close is a clean close for the library's client."""
+def test_ends_as_the_library_sees_them(fast):
+    """A clean close is a clean close for the library's client too."""
     with fast("/text") as client:
         client.send("x")
         client.recv(timeout=WAIT)
