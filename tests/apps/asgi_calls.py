@@ -1,4 +1,4 @@
-"""What an ASGI application may do with a call, well or badly. `/play` does what the test tells it, message by message."""
+"""An ASGI application that does whatever a test wants, right or wrong: the steps of `/play` come from the test, one by one."""
 
 import asyncio
 import contextvars
@@ -20,7 +20,7 @@ def route(function):
 
 
 async def app(scope, receive, send):
-    """`/name?key=value` calls the function `name`, of here or of `asgi_routes`."""
+    """`/name?key=value` calls the function `name` of this module or of `asgi_routes`."""
     if scope["type"] == "lifespan":
         await lifespan(scope["state"], receive, send)
         return
@@ -39,7 +39,7 @@ async def lifespan(state, receive, send):
 
 
 def as_message(step):
-    """A message in JSON as the specification has it: bytes where they belong."""
+    """A message in JSON as the specification defines it, with bytes where they belong."""
     message = dict(step)
     if isinstance(message.get("body"), str) and not message.pop("text", False):
         message["body"] = message["body"].encode("latin-1")
@@ -55,9 +55,9 @@ def as_message(step):
 
 @route
 async def play(call):
-    """Takes the steps of `script`, a message to send each, or a word; what came of each goes to the test's notes.
+    """Takes the steps of `script`: each is a message to send, or a word; the outcome of each goes to the test's notes.
 
-    `receive`; `yield`: let others go on; `gate`: wait for the test; `raise`: what is not caught here.
+    `receive`; `yield`: let other tasks run; `gate`: wait for the test; `raise`: an exception that is not caught here.
     """
     outcomes: list[object] = []
     step = None
@@ -86,13 +86,13 @@ async def play(call):
 
 @route
 async def scope(call):
-    """What it was given, and what is wrong with its types."""
+    """Answers with the scope."""
     await call.answer(repr(call.scope).encode())
 
 
 @route
 async def vandal(call):
-    """Changes whatever it was given, once the answer has it."""
+    """Answers with the scope, then changes everything in it."""
     await scope(call)
     for value in call.scope.values():
         if isinstance(value, list):
@@ -105,7 +105,7 @@ async def vandal(call):
 
 @route
 async def echo(call):
-    """Each piece of the body as soon as it is there."""
+    """Sends each piece of the body as soon as it is there."""
     await call.start(TEXT)  # which is sent with the first piece
     more = True
     while more:
@@ -128,7 +128,7 @@ async def late_reader(call):
 
 @route
 async def readers(call):
-    """Two tasks receive at once; what each of them gets first, in alphabetical order."""
+    """Two tasks receive at once; the answer has the first message of each, in alphabetical order."""
     found = await asyncio.gather(*(task_of(call) for _ in range(2)))
     await call.answer(json.dumps(sorted(found)).encode())
 
@@ -140,7 +140,7 @@ async def task_of(call):
 
 @route
 async def impatient(call):
-    """Gives up on `receive` again and again, and counts the body all the same."""
+    """Cancels `receive` again and again, and counts the body all the same."""
     count = 0
     more = True
     while more:
@@ -155,7 +155,7 @@ async def impatient(call):
 
 @route
 async def listen(call):
-    """Waits for the client to leave; with `begun` in the middle of its answer."""
+    """Waits for the client to leave; with `begun`, in the middle of its response."""
     await call.receive()
     if "begun" in call.query:
         await call.start(TEXT)
@@ -180,7 +180,7 @@ async def listen(call):
 
 @route
 async def paced(call):
-    """64 KiB a piece, each noted once `send` has returned; by as many tasks as are asked for."""
+    """Sends pieces of 64 KiB from as many tasks as requested, and notes each once `send` has returned."""
     await call.start(TEXT)
 
     async def give(count):
@@ -195,7 +195,7 @@ async def paced(call):
 
 @route
 async def kinds(call):
-    """Bodies of every type that has bytes in it, and one without any."""
+    """Sends a body of every type that holds bytes, and a message without a body."""
     await call.start(TEXT)
     for body in bytearray(b"one "), memoryview(b"two "), b"three":
         await call.give(body, True)
@@ -204,7 +204,7 @@ async def kinds(call):
 
 @route
 async def zerocopy(call):
-    """`script` is a list of [offset, count], None where not given, or of text that stands between."""
+    """`script` is a list of [offset, count], None where not given, or of text that is sent between them."""
     await call.start(TEXT, *([(b"content-length", call.query["length"].encode())] if "length" in call.query else []))
     with open(call.query["path"], "rb", buffering=0) as file:
         for step in json.loads(call.query["script"]):
@@ -219,7 +219,7 @@ async def zerocopy(call):
 
 @route
 async def context(call):
-    """The variable as it was found, here and in a task of this request; and set, for whoever comes next."""
+    """Answers with the variable as it was found, here and in a task of this request, and sets it for the next request."""
     found = mark.get()
     mark.set("dirty")
     if "late" in call.query:
@@ -235,7 +235,7 @@ async def value():
 
 @route
 async def turn(call):
-    """Notes its first step, and what runs only after it has been left: in which order they came."""
+    """Notes its first step, and a callback of asyncio's next turn: the answer has their order."""
     turns = shared["turns"]
     turns.append("step")
     asyncio.get_running_loop().call_soon(turns.append, "soon")
@@ -244,7 +244,7 @@ async def turn(call):
 
 @route
 async def events(call):
-    """Server-sent events, one, and no end; what the application hears of one."""
+    """Sends one server-sent event, and never ends; notes the messages that it receives."""
     await call.start((b"content-type", b"text/event-stream"))
     await call.give(b"data: one\n\n", True)
     try:
@@ -259,7 +259,7 @@ async def events(call):
 
 @route
 async def sleep(call):
-    """For ever, and notes how it ended."""
+    """Sleeps for ever, and notes how it ended."""
     call.note("asleep")
     try:
         await asyncio.sleep(3600)
@@ -269,7 +269,7 @@ async def sleep(call):
 
 @route
 async def after(call):
-    """Goes on when its answer is there."""
+    """Continues after its response."""
     await call.answer(b"done")
     await asyncio.sleep(float(call.query["seconds"]))
     call.note("after")
@@ -277,6 +277,6 @@ async def after(call):
 
 @route
 async def block(call):
-    """Holds the loop."""
+    """Blocks the loop."""
     threading.Event().wait(float(call.query["seconds"]))
     await call.answer(b"done")

@@ -1,4 +1,4 @@
-"""The twin of `routes` in ASGI: the same paths, answered alike, so that the promises of HTTP are tried with both interfaces."""
+"""The twin of `routes` in ASGI: the same paths with the same responses, so that the promises of HTTP are tested with both."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ ROUTES: dict[str, Any] = {}
 
 
 class Call:
-    """What an application is given, and what it usually does with it."""
+    """The arguments of an application's call, and what applications usually do with them."""
 
     def __init__(self, scope, receive, send):
         self.scope = scope
@@ -30,7 +30,7 @@ class Call:
         self.query = dict(parse_qsl(scope["query_string"].decode()))
 
     async def body(self) -> bytes:
-        """The whole body of the request. `ConnectionResetError` where it does not come whole."""
+        """The whole body of the request. Raises `ConnectionResetError` if it does not arrive whole."""
         pieces = []
         more = True
         while more:
@@ -98,7 +98,7 @@ async def target(call):
 
 @route
 async def environment(call):
-    """What of the scope has a name in WSGI."""
+    """The part of the scope that has a name in WSGI."""
     found = {"PATH_INFO": call.scope["path"], "QUERY_STRING": call.scope["query_string"].decode()}
     found |= {"HTTP_" + name.decode().upper(): value.decode() for name, value in call.scope["headers"]}
     await call.answer(json.dumps(found).encode(), JSON)
@@ -138,7 +138,7 @@ async def stream(call):
 
 @route
 async def closing(call):
-    """Streams without end, and notes that it was told of one."""
+    """Streams without end, and notes that it was notified of the client's end."""
     await call.start(TEXT)
     try:
         while True:
@@ -149,7 +149,7 @@ async def closing(call):
 
 @route
 async def file(call):
-    """A file by `http.response.pathsend`, or, where its end is noted, by `zerocopysend`."""
+    """Sends a file by `http.response.pathsend`, or by `zerocopysend` if its end is to be noted."""
     await call.start((b"content-type", b"application/octet-stream"))
     if "log" not in call.query:
         await call.send({"type": "http.response.pathsend", "path": call.query["path"]})
@@ -171,7 +171,7 @@ async def digest(call):
 
 @route
 async def read(call):
-    """The body, cut as the method of a file would."""
+    """The body, cut as a file's method would cut it."""
     how = call.query["how"]
     body = io.BytesIO(await call.body() if how != "not" else b"")
     ways = {
@@ -215,13 +215,13 @@ async def raises(call):
 
 @route
 async def length(call):
-    """`bytes` bytes, one by one, under a Content-Length of `length`."""
+    """Sends `bytes` bytes, one by one, with a Content-Length of `length`."""
     await call.stream([b"x"] * int(call.query["bytes"]), (b"content-length", call.query["length"].encode()))
 
 
 @route
 async def bad(call):
-    """Returns without an answer."""
+    """Returns without a response."""
 
 
 @route
@@ -252,10 +252,10 @@ async def fds(call):
 
 @route
 async def files(call):
-    """What is open but for sockets: other clients come and go."""
+    """The open files, without sockets: other clients come and go."""
     links = []
     for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
+        with contextlib.suppress(FileNotFoundError):  # the listing's own descriptor
             links.append(os.readlink(f"/proc/self/fd/{fd}"))
     await call.answer("\n".join(sorted(link for link in links if not link.startswith("socket:"))).encode())
 

@@ -1,4 +1,4 @@
-"""An ASGI application with a lifespan as `LIFESPAN` in the environment says; what happens is noted in the file `NOTES`."""
+"""An ASGI application with the lifespan that the variable `LIFESPAN` names; it notes what happens in the file `NOTES`."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ async def app(scope, receive, send):
 
 
 async def failing(scope, receive, send):
-    """Another application: one that never starts."""
+    """Another application, which never starts."""
     await fails_and_raises(scope, receive, send)
 
 
@@ -60,7 +60,7 @@ async def usual(scope, receive, send):
 
 
 async def gated(scope, receive, send):
-    """Is not ready before the test says so."""
+    """Is not ready before the test wants it."""
     await asyncio.to_thread(wait, os.environ["GATE"])
     await usual(scope, receive, send)
 
@@ -70,7 +70,7 @@ async def none(scope, receive, send):
 
 
 async def silent(scope, receive, send):
-    """Returns: it knows of no lifespan, and does not say so."""
+    """Returns without a message: it has no lifespan."""
 
 
 async def fails(scope, receive, send):
@@ -79,7 +79,7 @@ async def fails(scope, receive, send):
 
 
 async def fails_and_raises(scope, receive, send):
-    """As frameworks do: they say it, then let the error go on."""
+    """Reports the failure, then raises the error, as frameworks do."""
     await fails(scope, receive, send)
     raise RuntimeError("no database")
 
@@ -90,7 +90,7 @@ async def fails_and_waits(scope, receive, send):
 
 
 async def dies(scope, receive, send):
-    """Ready, and then its own task fails."""
+    """Raises once it is ready."""
     await startup(scope, receive, send)
     raise RuntimeError("the lifespan died")
 
@@ -115,7 +115,7 @@ async def hangs_at_the_end(scope, receive, send):
 
 
 async def goes_on(scope, receive, send):
-    """Has something to do yet when it has said that it is done."""
+    """Continues after it has reported its end."""
     await usual(scope, receive, send)
     await asyncio.sleep(0.3)
     note("closed")

@@ -1,4 +1,4 @@
-"""A Quart application: what Flask's users expect, asynchronously."""
+"""A Quart application: what users of Flask expect, with asynchronous views."""
 
 import asyncio
 import hashlib
@@ -65,5 +65,5 @@ async def stream():
 
 @app.get("/sync")
 def sync():
-    """In a thread."""
+    """A view that is not asynchronous runs in a thread."""
     return "from a thread"

@@ -1,4 +1,4 @@
-"""A Starlette application with what its documentation promises: streams, files, uploads, background tasks, middleware."""
+"""A Starlette application that uses what its documentation promises: streams, files, uploads, background tasks, middleware."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ async def state(request):
 
 
 def in_a_thread(request):
-    """A view that is not asynchronous runs in a thread of anyio's."""
+    """A view that is not asynchronous runs in one of anyio's threads."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -84,7 +84,7 @@ async def stream(request):
 
 
 def threaded_stream(request):
-    """A plain generator is stepped in threads."""
+    """A plain generator runs in threads, step by step."""
     return StreamingResponse((f"{number}\n" for number in range(50)), media_type="text/plain")
 
 
@@ -101,7 +101,7 @@ async def events(request):
 
 
 async def waiting(request):
-    """A stream that has something to say once."""
+    """A stream that sends one piece, then waits."""
 
     async def source():
         try:
@@ -123,12 +123,12 @@ async def background(request):
 
 
 async def disconnected(request):
-    """Polls, as long polls do."""
+    """Polls `is_disconnected`, as long polls do."""
     note(request, "polling")
     while not await request.is_disconnected():
         await asyncio.sleep(0.005)
     note(request, "disconnected")
-    return PlainTextResponse("to nobody")
+    return PlainTextResponse("too late")
 
 
 async def file(request):
@@ -136,7 +136,7 @@ async def file(request):
 
 
 class Header(BaseHTTPMiddleware):
-    """The middleware that everybody writes first."""
+    """The middleware that everyone writes first."""
 
     async def dispatch(self, request, call_next):
         body = await request.body() if request.url.path.endswith("/raw") else b""

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import WebSocketRoute
 
 app = FastAPI()
-ends: dict[str, Any] = {}  # by a name that the client chose: how its WebSocket ended
+ends: dict[str, Any] = {}  # how each WebSocket ended, by a name that its client chose
 
 
 @app.get("/ends/{name}")
@@ -19,7 +19,7 @@ async def end_of(name: str) -> Any:
 
 @app.websocket("/text")
 async def text(websocket: WebSocket) -> None:
-    """What the tutorial has, with what it was told at the end."""
+    """The tutorial's example, with a note of the exception at its end."""
     await websocket.accept()
     try:
         while True:
@@ -85,7 +85,7 @@ async def denied(websocket: WebSocket) -> None:
 
 @app.websocket("/late")
 async def late(websocket: WebSocket) -> None:
-    """Sends until that is in vain."""
+    """Sends until the client is gone."""
     await websocket.accept()
     try:
         while True:

@@ -1,4 +1,4 @@
-"""WebSocket applications by path. Raw ASGI: nothing stands between the server and a test."""
+"""WebSocket applications by path, in raw ASGI: no framework stands between the server and a test."""
 
 import asyncio
 import json
@@ -10,11 +10,11 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-ends: dict[str, Any] = {}  # by a name that the client chose: how its WebSocket ended
+ends: dict[str, Any] = {}  # how each WebSocket ended, by a name that its client chose
 
 
 async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """The WebSocket, or the HTTP answer, of the path."""
+    """The WebSocket, or the HTTP response, of the path."""
     if scope["type"] == "websocket":
         await WEBSOCKETS[scope["path"]](scope, receive, send)
     elif scope["type"] == "http":
@@ -28,7 +28,7 @@ async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> 
 
 
 async def http(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """`/ends/NAME` tells how that WebSocket ended, as JSON; everything else says hello."""
+    """`/ends/NAME` reports how that WebSocket ended, as JSON; every other path says hello."""
     name = scope["path"].removeprefix("/ends/")
     body = json.dumps(ends.get(name)).encode() if name != scope["path"] else b"Hello, world!"
     length = str(len(body)).encode()
@@ -43,7 +43,7 @@ async def accept(receive: Receive, send: Send, **more: Any) -> None:
 
 
 def note(scope: MutableMapping[str, Any], message: Any) -> None:
-    """What the client that named itself in the query can ask for at /ends/NAME."""
+    """Notes what the client, named in the query, can request at /ends/NAME."""
     ends[scope["query_string"].decode()] = message
 
 
@@ -68,7 +68,7 @@ async def describe(scope: MutableMapping[str, Any], receive: Receive, send: Send
 
 
 async def choose(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Takes the last subprotocol that is offered, or the one that the query says, and adds headers."""
+    """Takes the last subprotocol that is offered, or the one in the query, and adds headers."""
     wanted = scope["query_string"].decode() or (scope["subprotocols"][-1] if scope["subprotocols"] else None)
     headers = [(b"X-Route", b"choose"), (b"Set-Cookie", b"a=1"), (b"Set-Cookie", b"b=2"), (b"Upgrade", b"nonsense")]
     await accept(receive, send, subprotocol=wanted, headers=headers)
@@ -95,7 +95,7 @@ async def deny(scope: MutableMapping[str, Any], receive: Receive, send: Send) ->
 
 
 async def deny_streamed(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """A denial in pieces; more of them than a client that does not read can be sent."""
+    """Sends a denial in pieces, more than a client that does not read can be sent."""
     await receive()
     await send({"type": "websocket.http.response.start", "status": 503, "headers": [(b"retry-after", b"5")]})
     for _ in range(64):
@@ -105,7 +105,7 @@ async def deny_streamed(scope: MutableMapping[str, Any], receive: Receive, send:
 
 
 async def deny_listening(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """A denial without end, until `receive` says that the client has left."""
+    """Sends a denial without end, until `receive` reports that the client has left."""
     await receive()
     leaving = asyncio.ensure_future(receive())
     await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
@@ -116,7 +116,7 @@ async def deny_listening(scope: MutableMapping[str, Any], receive: Receive, send
 
 
 async def deny_and_close(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Says something else in the middle of a denial; what comes of it."""
+    """Sends other messages in the middle of a denial, which has their outcome."""
     await receive()
     outcomes = []
     await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
@@ -137,7 +137,7 @@ async def deny_and_raise(scope: MutableMapping[str, Any], receive: Receive, send
 
 
 async def deny_half(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """A denial that is begun and never ended."""
+    """Begins a denial, and never ends it."""
     await receive()
     await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
 
@@ -172,7 +172,7 @@ async def close(scope: MutableMapping[str, Any], receive: Receive, send: Send) -
 
 
 async def send_after_close(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """What `send` raises when the client has left, or we have."""
+    """Notes the exception that `send` raises after either side has closed."""
     await accept(receive, send)
     while (await receive())["type"] != "websocket.disconnect":
         pass
@@ -183,7 +183,7 @@ async def send_after_close(scope: MutableMapping[str, Any], receive: Receive, se
 
 
 async def mistakes(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Sends what is wrong, and tells the client what it raised."""
+    """Sends wrong messages, and sends the client the exceptions that they raise."""
     raised = []
 
     async def attempt(message: Message) -> None:
@@ -211,7 +211,7 @@ async def mistakes(scope: MutableMapping[str, Any], receive: Receive, send: Send
 
 
 async def deaf(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Receives nothing before the worker is asked at /ends/ears for the first time; then counts the bytes it has."""
+    """Receives nothing before the first request for /ends/ears; then counts the bytes that it receives."""
     await accept(receive, send)
     await open_ears.wait()
     count = 0
@@ -223,7 +223,7 @@ async def deaf(scope: MutableMapping[str, Any], receive: Receive, send: Send) ->
 
 
 async def ears(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Lets /deaf hear."""
+    """Lets /deaf receive."""
     await accept(receive, send)
     open_ears.set()
     await send({"type": "websocket.close"})
@@ -245,7 +245,7 @@ async def flood(scope: MutableMapping[str, Any], receive: Receive, send: Send) -
 
 
 async def crowd(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Eight tasks receive and send at once, each naming itself, until one is told to stop."""
+    """Eight tasks receive and send at once, each with its name, until one receives the word to stop."""
     await accept(receive, send)
 
     async def work(name: int) -> None:
@@ -259,7 +259,7 @@ async def crowd(scope: MutableMapping[str, Any], receive: Receive, send: Send) -
 
 
 async def choir(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Eight tasks send 64 messages of 64 KiB each at once, then a last word is said."""
+    """Eight tasks send 64 messages of 64 KiB each at once, followed by a last word."""
     await accept(receive, send)
 
     async def sing(name: int) -> None:
@@ -289,7 +289,7 @@ async def deserted(scope: MutableMapping[str, Any], receive: Receive, send: Send
 
 
 async def impatient(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Gives up on `receive` again and again, a moment after it has begun, and echoes what it gets."""
+    """Cancels `receive` again and again, a moment after it has begun, and echoes what it receives."""
     await accept(receive, send)
     for turn in range(10**6):
         try:
@@ -302,7 +302,7 @@ async def impatient(scope: MutableMapping[str, Any], receive: Receive, send: Sen
 
 
 async def stubborn(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Works on for a client that has been sent away."""
+    """Works on after its client has been dismissed."""
     await accept(receive, send)
     try:
         await asyncio.sleep(3600)

@@ -24,7 +24,7 @@ GET = b"GET %b HTTP/1.1\r\nHost: test\r\n\r\n"
 OFFERED: dict[str, object] = {"http.response.pathsend": {}, "http.response.zerocopysend": {}, "http.response.early_hint": {}}
 RECEIVED = {"type": "http.request", "body": "b''", "more_body": "False"}
 GONE = {"type": "http.disconnect"}
-TOLD = 1 * SCALE  # seconds: promptly
+PROMPTLY = 1 * SCALE  # seconds
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_disconnect_while_the_application_listens(server, log, how, begun, first
         left = time.monotonic()
         getattr(client, how)()
         assert log.wait(2) == ["listening", "http.disconnect"]
-        assert time.monotonic() - left < TOLD
+        assert time.monotonic() - left < PROMPTLY
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -268,10 +268,10 @@ def test_a_body_that_stalls_ends_for_both_sides_at_once(serve, log):
         with server.connect() as client:
             client.send(f"POST /echo?log={log} HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n".encode())
             assert client.response().status == 408
-            told = time.monotonic()
+            noticed = time.monotonic()
             count += 1
             assert log.wait(count) == ["http.disconnect"] * count
-            return time.monotonic() - told
+            return time.monotonic() - noticed
 
     # The loop's next tick would be 1 s later. A busy machine only adds time.
     assert any(stall() < 0.3 * SCALE for _ in range(3))

@@ -259,7 +259,7 @@ def test_models(fastapi):
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "told"),
+    ("path", "status", "noted"),
     [
         ("/session", 200, ["open", "thread open", "in the view", "thread closed", "closed"]),
         ("/failing", 500, ["open", "rolled back", "closed"]),
@@ -267,10 +267,10 @@ def test_models(fastapi):
         ("/stream", 200, ["open", "0", "1", "2", "closed"]),
     ],
 )
-def test_dependencies_with_yield(fastapi, log, path, status, told):
+def test_dependencies_with_yield(fastapi, log, path, status, noted):
     """They clean up after the view, however it ends, and after a stream that uses them."""
     assert fastapi.get(path, params={"log": str(log)}).status_code == status
-    assert log.wait(len(told)) == told
+    assert log.wait(len(noted)) == noted
 
 
 def test_background_tasks_in_order(fastapi, log):

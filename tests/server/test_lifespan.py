@@ -112,18 +112,18 @@ def test_an_application_whose_lifespan_dies(served):
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "logged"),
     [
         ("fails_at_the_end", r"application failed to shut down: not\\x0aflushed"),
         ("raises_at_the_end", r"application failed in its lifespan\n(.*\n)+    RuntimeError: the end failed"),
     ],
 )
-def test_an_application_that_cannot_shut_down(served, kind, told):
+def test_an_application_that_cannot_shut_down(served, kind, logged):
     """The log has its reason, and the server exits as usual."""
     server = served(kind)
     server.signal(signal.SIGTERM)
     assert server.ended(5 * SCALE) == 0
-    server.wait_log(told)
+    server.wait_log(logged)
 
 
 def test_shutdown_comes_after_the_last_response(served, notes):

@@ -8,7 +8,7 @@ import pytest
 
 from harness import SCALE, wait_for
 
-APP = "apps.guests:app"
+APP = "apps.facilities:app"
 pytestmark = pytest.mark.interfaces("asgi")
 
 
@@ -92,7 +92,7 @@ def test_code_that_blocks_the_loop_is_named(serve):
     server = serve(APP, own=True)
     with server.connect() as client:
         client.request("/block")
-        server.wait_log(r"event loop blocked for more than 250 ms at guests\.py:\d+ \(hold\), called by ")
+        server.wait_log(r"event loop blocked for more than 250 ms at facilities\.py:\d+ \(hold\), called by ")
         assert client.response().text == "held"
         assert client.get("/block").text == "held"
     server.wait_log("event loop blocked for more than 250 ms", 2)
@@ -107,7 +107,7 @@ def test_sigusr1_logs_where_calls_wait(serve):
         server.get("/hello")
         server.signal(signal.SIGUSR1)
         match = server.wait_log(r"GET /executor\?seconds=1 of 127\.0\.0\.1:\d+ waits .*\n(      File .*\n)+")
-        assert re.search(r'guests\.py", line \d+ in executor\n(.*\n)*.*guests\.py", line \d+ in app\n', match[0])
+        assert re.search(r'facilities\.py", line \d+ in executor\n(.*\n)*.*facilities\.py", line \d+ in app\n', match[0])
         server.wait_log(r"Current thread .*\n(  File .*\n)*.*in run_until_complete\n")
         assert client.response().text == "True"
     assert len(server.workers()) == 1
@@ -136,7 +136,7 @@ def test_debug_mode(serve):
 
 def test_a_task_that_fails_on_its_own(server):
     """asyncio reports it on standard error, as usual; the worker continues."""
-    before = server.log.count("nobody asks")
+    before = server.log.count("not awaited")
     assert server.get("/lost").text == "lost"
-    wait_for(lambda: server.log.count("RuntimeError: nobody asks") > before)
+    wait_for(lambda: server.log.count("RuntimeError: not awaited") > before)
     assert server.get("/hello").status == 200

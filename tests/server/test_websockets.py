@@ -525,7 +525,7 @@ def test_the_application_closes(serve, code, reason):
     with Peer(server, target) as peer:
         peer.say(TEXT, json.dumps([code, reason]))
         assert peer.hear_close() == (code, reason if len(reason) < 60 else "é" * 61)
-        peer.say(TEXT, "not heard any more").say(CLOSE, code.to_bytes(2))
+        peer.say(TEXT, "no longer received").say(CLOSE, code.to_bytes(2))
         assert peer.closed()
     message = note(server, name)
     assert (message["type"], message["code"]) == ("websocket.disconnect", code)
@@ -943,7 +943,7 @@ def test_a_stop_closes_every_websocket(serve):
 
 
 def test_a_stop_with_clients_that_do_not_respond(serve):
-    """Neither clients that do not return the close frame, or do not read, nor a busy application delay it until the deadline."""
+    """Clients that do not return the close frame or do not read, and a busy application, delay it by seconds only."""
     server = serve(APP, own=True, graceful_timeout=30)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
@@ -1106,7 +1106,7 @@ def test_an_endpoint(fast):
 
 
 def test_dependencies(fast):
-    """FastAPI validates parameters and cookies; refusals are 403 or an HTTPException's response, or have an exception's code."""
+    """FastAPI validates parameters and cookies; refusals are 403, an HTTPException's response, or an exception's close code."""
     with fast("/guarded/3?token=t", additional_headers={"Cookie": "c=d"}) as client:
         assert json.loads(client.recv(timeout=WAIT)) == {"item": 3, "token": "t", "cookie": "d"}
         with pytest.raises(ConnectionClosedError) as closed:

@@ -1,4 +1,4 @@
-"""What applications do with asyncio beside answering: each path uses one of its facilities, and says what came of it."""
+"""What applications do with asyncio besides answering: each path uses one of its facilities, and answers with the outcome."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ async def app(scope, receive, send):
 
 @route
 async def reader(call):
-    """`add_reader` and `add_writer`."""
+    """Uses `add_reader` and `add_writer`."""
     loop = asyncio.get_running_loop()
     ours, other = socket.socketpair()
     with ours, other:
@@ -44,7 +44,7 @@ async def reader(call):
 
 @route
 async def streams(call):
-    """A server and a client of its own."""
+    """Has a server and a client of its own."""
 
     async def serve(reader, writer):
         writer.write((await reader.readline()).upper())
@@ -62,7 +62,7 @@ async def streams(call):
 
 @route
 async def datagrams(call):
-    """UDP, by sockets of the loop."""
+    """Sends UDP over sockets of the loop."""
     loop = asyncio.get_running_loop()
     with socket.socket(type=socket.SOCK_DGRAM) as one, socket.socket(type=socket.SOCK_DGRAM) as other:
         for sock in one, other:
@@ -74,7 +74,7 @@ async def datagrams(call):
 
 @route
 async def processes(call):
-    """Ten at once, with their output and exit status."""
+    """Runs ten processes at once, with their output and exit status."""
 
     async def run(number):
         words = ("sh", "-c", f"read line; echo $line; exit {number}")
@@ -88,7 +88,7 @@ async def processes(call):
 
 @route
 async def executor(call):
-    """A thread may block without anybody's waiting."""
+    """Blocks in a thread, which does not block the loop."""
 
     def work():
         time.sleep(float(call.query["seconds"]))
@@ -99,7 +99,7 @@ async def executor(call):
 
 @route
 async def signals(call):
-    """A handler of a signal that the server has no use for."""
+    """Handles a signal that the server does not use."""
     loop = asyncio.get_running_loop()
     heard = asyncio.Event()
     loop.add_signal_handler(signal.SIGWINCH, heard.set)
@@ -110,7 +110,7 @@ async def signals(call):
 
 @route
 async def runner(call):
-    """A loop of its own in a thread."""
+    """Runs a loop of its own in a thread."""
 
     async def inner():
         await asyncio.sleep(0.001)
@@ -125,7 +125,7 @@ async def runner(call):
 
 @route
 async def thread(call):
-    """`call_soon_threadsafe` wakes the loop."""
+    """Wakes the loop with `call_soon_threadsafe`."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
     threading.Timer(0.05, lambda: loop.call_soon_threadsafe(done.set_result, "from a thread")).start()
@@ -134,7 +134,7 @@ async def thread(call):
 
 @route
 async def timers(call):
-    """In their order, and none early."""
+    """Sets timers, which fire in their order and never early."""
     loop = asyncio.get_running_loop()
     order = []
     begun = loop.time()
@@ -148,7 +148,7 @@ async def timers(call):
 
 @route
 async def libraries(call):
-    """anyio: task groups, cancel scopes, worker threads and the way back from them."""
+    """Uses anyio: task groups, cancel scopes, worker threads and the way back from them."""
     import anyio
     import anyio.from_thread
     import anyio.to_thread
@@ -174,7 +174,7 @@ async def libraries(call):
 
 @route
 async def sniffed(call):
-    """What `sniffio` goes by, and the task that runs, before the first wait and after it."""
+    """Looks at the current task, as `sniffio` does, before the first wait and after it."""
     first = asyncio.current_task()
     await asyncio.sleep(0)
     return first is not None and first is asyncio.current_task() and first in asyncio.all_tasks()
@@ -182,7 +182,7 @@ async def sniffed(call):
 
 @route
 async def lost(call):
-    """A task that fails, and that nobody asks."""
+    """Starts a task that fails, and does not await it."""
     task = asyncio.create_task(fail())
     await asyncio.wait([task])
     del task
@@ -190,12 +190,12 @@ async def lost(call):
 
 
 async def fail():
-    raise RuntimeError("nobody asks")
+    raise RuntimeError("not awaited")
 
 
 @route
 async def generator(call):
-    """An asynchronous generator that is left in the middle ends all the same."""
+    """Leaves an asynchronous generator in the middle, which ends all the same."""
     ended = []
 
     async def numbers():
@@ -214,7 +214,7 @@ async def generator(call):
 
 @route
 async def epolls(call):
-    """How many epolls this process has."""
+    """Counts the epolls of this process."""
     links = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -224,13 +224,13 @@ async def epolls(call):
 
 @route
 async def debug(call):
-    """Whether the loop is in debug mode."""
+    """Reports whether the loop is in debug mode."""
     return asyncio.get_running_loop().get_debug()
 
 
 @route
 async def block(call):
-    """Holds the loop for half a second."""
+    """Blocks the loop for half a second."""
     hold(0.5)
     return "held"
 
@@ -243,7 +243,7 @@ def hold(seconds):
 
 @route
 async def closing(call):
-    """A callback that raises, of no request."""
+    """Runs a callback that raises, and belongs to no request."""
     asyncio.get_running_loop().call_soon(fall)
     await asyncio.sleep(0.01)
     return "went on"
@@ -255,6 +255,6 @@ def fall():
 
 @route
 async def forever(call):
-    """A thread of the executor that does not end by itself, when the server is stopped."""
+    """Starts a thread of the executor that ends only when the server is stopped."""
     asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.5)
     return "begun"
