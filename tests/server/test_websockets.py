@@ -260,8 +260,14 @@ def test_subprotocols(serve, offered, wanted, chosen):
         assert [value for name, value in answer.headers if name == "set-cookie"] == ["a=1", "b=2"]
 
 
-@pytest.mark.parametrize(("target", "what"), [("/choose?c", "subprotocol"), ("/bad-header", "bad value of header")])
-def test_an_accept_that_cannot_be_sent(serve, target, what):
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("/choose?c", "ValueError: the client has not offered the subprotocol"),
+        ("/bad-header", "HeadError: bad value of header"),
+    ],
+)
+def test_an_accept_that_cannot_be_sent(serve, target, error):
     """A subprotocol that was not offered, or a header that would split the response: 500, and only the log has the reason."""
     server = serve(APP)
     with Peer(server, None) as client:
@@ -270,7 +276,7 @@ def test_an_accept_that_cannot_be_sent(serve, target, what):
         assert answer.status == 500
         assert "evil" not in str(answer).lower()
         assert client.closed()
-    server.wait_log(rf"(?:Value|Head)Error: .*{what}")
+    server.wait_log(error)
 
 
 def test_refusal(serve):
