@@ -1,4 +1,7 @@
-"""The management listener: its pages are right, it takes commands only from where it should, and no client can block it."""
+"""The management listener: its pages are right, it takes commands only from where it should, and no client can block it.
+
+Long: the pages, the commands and the command-line client are tested with the same servers.
+"""
 
 import contextlib
 import json

@@ -1,4 +1,7 @@
-"""HTTP/1.1 as clients see it: where messages end, which response belongs to which request, when a connection persists."""
+"""HTTP/1.1 as clients see it: where messages end, which response belongs to which request, when a connection persists.
+
+Long: the promises of one protocol, all tested with the same applications.
+"""
 
 import gc
 import hashlib

@@ -1,4 +1,7 @@
-"""USR2: a new supervisor takes over without a gap; one that fails changes nothing; outside, only the first one is visible."""
+"""USR2: a new supervisor takes over without a gap; one that fails changes nothing; outside, only the first one is visible.
+
+Long: one command, in all its successful and failed courses, which share the helpers at the top.
+"""
 
 import contextlib
 import http.client

@@ -198,7 +198,7 @@ def test_one_thread_has_the_loop_whatever_the_order():
 
 
 def test_the_order_of_the_two_steps_is_the_whole_argument():
-    """A thread that reads before it writes shares the loop with the watcher in some order: the test above would notice."""
+    """If a thread read before it wrote, there would be an order in which both have the loop: the test above would notice."""
 
     def wrong_end_of_call(lease: LoopLease[str]) -> bool:
         contested = lease.contested
@@ -209,7 +209,7 @@ def test_the_order_of_the_two_steps_is_the_whole_argument():
 
 
 def test_a_contested_flag_alone_decides_nothing():
-    """A thread that does not wait for the watcher's decision would leave the loop to nobody in some order."""
+    """If a thread did not wait for the watcher's decision, there would be an order in which neither has the loop."""
 
     def wrong_end_of_call(lease: LoopLease[str]) -> bool:
         lease.running = None
@@ -219,7 +219,7 @@ def test_a_contested_flag_alone_decides_nothing():
 
 
 def test_a_worker_and_its_watcher_at_full_speed():
-    """Two threads in no order, until the watcher has taken the loop a hundred times: each loss is noticed, and nothing else."""
+    """Two real threads run until the watcher has taken the loop a hundred times: the worker notices exactly these losses."""
     lease: LoopLease[int] = LoopLease()
     lease.renew()
     over = threading.Event()

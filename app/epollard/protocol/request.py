@@ -46,7 +46,7 @@ _METHOD_LENGTH: Final = 32  # the longest registered method is UPDATEREDIRECTREF
 _VERSION_LENGTH: Final = len(" HTTP/1.1")
 # Fields that decide framing or routing come once, or two readers might each believe a different one (RFC 9112 11.2).
 _SINGLETONS: Final = ("host", "content-length", "transfer-encoding", "content-type", "expect")
-# The fields that tell of a body and its end (RFC 9112 6), a part of `grammar.FORBIDDEN_TRAILERS`.
+# The fields that announce a body and determine its end (RFC 9112 6), a part of `grammar.FORBIDDEN_TRAILERS`.
 _FRAMING: Final = ("content-length", "transfer-encoding", "expect")
 
 
