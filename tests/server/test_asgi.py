@@ -128,6 +128,7 @@ def test_a_request_without_a_body(server, log):
     assert outcomes(log)[0] == RECEIVED
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_a_body_is_received_as_it_arrives(server, log, chunked):
     """The application has the first piece, and responds to it, before the client sends the second."""
@@ -147,6 +148,7 @@ def test_a_body_is_received_as_it_arrives(server, log, chunked):
         assert client.get("/hello").status == 200
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_a_body_is_not_read_before_the_application_receives_it(serve, tmp_path, chunked):
     """Back-pressure: until then the client can send what the sockets hold, and no more; after that everything arrives."""
@@ -194,6 +196,7 @@ def test_receive_may_be_cancelled(server):
 # --- The client leaves
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("how", ["close", "reset", "half_close"])
 @pytest.mark.parametrize("begun", ["", "&begun=1"], ids=["before", "within"])
 @pytest.mark.parametrize("first", [b"", GET % b"/hello"], ids=["new", "known"])
@@ -211,6 +214,7 @@ def test_disconnect_while_the_application_listens(server, log, how, begun, first
         assert time.monotonic() - left < PROMPTLY
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("begun", ["", "&begun=1"], ids=["before", "within"])
 def test_sending_to_a_client_that_left(server, log, how, begun):
@@ -228,6 +232,7 @@ def test_sending_to_a_client_that_left(server, log, how, begun):
     assert server.log.count("Traceback") == before
 
 
+@pytest.mark.every_trigger
 def test_a_half_closed_client_receives_its_response(server, log):
     """Such a client may still listen: a response that is sent after `http.disconnect` reaches it."""
     with server.connect() as client:
@@ -237,6 +242,7 @@ def test_a_half_closed_client_receives_its_response(server, log):
         assert log.wait(3)[2] == "sent"
 
 
+@pytest.mark.every_trigger
 def test_disconnect_in_the_middle_of_a_body(server, log):
     """The rest of the body will never come: `receive` returns `http.disconnect` at once."""
     with server.connect() as client:
@@ -258,6 +264,7 @@ def test_an_application_may_return_when_the_client_has_left(serve, log):
     assert "error" not in server.log
 
 
+@pytest.mark.every_trigger
 def test_a_body_that_stalls_ends_for_both_sides_at_once(serve, log):
     """At the deadline the client gets a 408 and `receive` returns, even if nothing else happens on this server."""
     server = serve(APP, own=True, body_timeout=1)
@@ -277,6 +284,7 @@ def test_a_body_that_stalls_ends_for_both_sides_at_once(serve, log):
     assert any(stall() < 0.3 * SCALE for _ in range(3))
 
 
+@pytest.mark.every_trigger
 def test_disconnect_after_the_response(server, log):
     """The response is complete, so `receive` returns `http.disconnect`; the connection continues."""
     with server.connect() as client:
@@ -285,6 +293,7 @@ def test_disconnect_after_the_response(server, log):
         assert client.get("/hello").status == 200
 
 
+@pytest.mark.every_trigger
 def test_a_body_may_be_received_after_the_response_or_not_at_all(server, log):
     """The part that came with the head is still there; a body that is never received does not disturb the next request."""
     with server.connect() as client:
@@ -324,6 +333,7 @@ def test_bodies_of_every_type(server):
     assert server.get("/kinds").text == "one two three"
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("size", [1, 65535, 65537, 300_000, 3_000_000])
 @pytest.mark.parametrize("when", [[], ["yield"]], ids=["at once", "later"])
 def test_bodies_of_every_size(server, tmp_path, size, when):
@@ -338,6 +348,7 @@ def test_bodies_of_every_size(server, tmp_path, size, when):
             assert answer.body == path.read_bytes()
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("tasks", [1, 4])
 def test_send_waits_for_a_client_that_does_not_read(server, log, tasks):
     """`send` waits above the high-water mark and returns below the low one, whichever task waits; nothing is lost."""
@@ -563,6 +574,7 @@ def test_early_hints(server, log, when):
         assert client.get("/hello").status == 200
 
 
+@pytest.mark.every_trigger
 def test_early_hints_in_a_pipeline(server, log):
     """They come after the responses to earlier requests."""
     hint = {"type": "http.response.early_hint", "links": ["</a.css>"]}
@@ -594,6 +606,7 @@ def test_a_fifo_in_the_place_of_a_file(server, log, tmp_path):
     assert server.get(play(log, start(), wrong, body("right"))).text == "right"
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
@@ -646,6 +659,7 @@ def test_a_pipe_instead_of_a_file_leaves_no_descriptor_open(server, tmp_path):
 # --- Order, context, turns
 
 
+@pytest.mark.every_trigger
 def test_late_responses_of_a_pipeline_keep_its_order(server):
     """The application has one request of a connection at a time, and the responses come in the order of the requests."""
     targets = [f"/pause?ms={number % 3}&i={number}" if number % 2 else f"/target?{number}" for number in range(60)]

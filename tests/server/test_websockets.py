@@ -211,6 +211,7 @@ def test_http_1_0_has_no_upgrade(serve):
         assert client.response().text == "Hello, world!"
 
 
+@pytest.mark.every_trigger
 def test_a_handshake_after_requests(serve):
     """A connection may become a WebSocket after other requests, even if all of them come in one segment."""
     with Peer(serve(APP), None) as client:
@@ -404,6 +405,7 @@ def test_mistakes(serve):
 # --- Talking ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 65537, 1_000_000])
 def test_sizes(serve, size):
     """Text and binary messages of every size come back unchanged, whatever the form of their length."""
@@ -414,6 +416,7 @@ def test_sizes(serve, size):
             assert peer.say(opcode, content).hear() == (opcode, content)
 
 
+@pytest.mark.every_trigger
 def test_byte_by_byte(serve):
     """A message whose bytes come in segments of their own arrives whole, with multibyte characters and a long head."""
     with Peer(serve(APP)) as peer:
@@ -424,6 +427,7 @@ def test_byte_by_byte(serve):
         assert peer.hear() == (TEXT, payload)
 
 
+@pytest.mark.every_trigger
 def test_many_in_one_segment(serve):
     """A thousand messages at once, some of them empty, come back in order, although the queue holds fewer."""
     with Peer(serve(APP)) as peer:
@@ -502,6 +506,7 @@ def test_the_limit_is_exact(serve):
 # --- Closing ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize(
     ("payload", "code", "reason"),
     [
@@ -523,6 +528,7 @@ def test_the_client_closes(serve, payload, code, reason):
     assert note(server, name) == {"type": "websocket.disconnect", "code": code, "reason": reason}
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "bye"), (3000, "à"), (4999, "é" * 100)])
 def test_the_application_closes(serve, code, reason):
     """Code and reason reach the client, a long reason cut between characters; then `receive` returns the disconnect."""
@@ -554,6 +560,7 @@ def test_a_close_that_is_not_answered(serve):
 MOMENTS = {"idle": b"", "in a frame": masked(TEXT, b"x" * 1000)[:500], "in a message": masked(TEXT, b"x", fin=False)}
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("way", ["close", "reset", "half_close"])
 @pytest.mark.parametrize("sent", MOMENTS.values(), ids=MOMENTS)
 def test_a_client_that_vanishes(serve, way, sent):
@@ -566,6 +573,7 @@ def test_a_client_that_vanishes(serve, way, sent):
         assert note(server, name) == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("way", ["close", "reset", "half_close"])
 @pytest.mark.parametrize("path", ["never-accept", "slow-accept"])
 def test_a_client_that_vanishes_before_it_is_accepted(serve, way, path):
@@ -581,6 +589,7 @@ def test_a_client_that_vanishes_before_it_is_accepted(serve, way, path):
     assert "Traceback" not in server.log[before:].replace("ClientDisconnected", "")
 
 
+@pytest.mark.every_trigger
 def test_slow_accept(serve):
     """Messages that a client sends before it is accepted wait."""
     server = serve(APP)
@@ -605,6 +614,7 @@ def test_send_after_the_end(serve, way):
         assert note(server, name) == ["ClientDisconnected", True]
 
 
+@pytest.mark.every_trigger
 def test_a_client_that_vanishes_in_a_flood(serve):
     """An application that keeps sending is notified by an OSError."""
     server = serve(APP)
@@ -615,6 +625,7 @@ def test_a_client_that_vanishes_in_a_flood(serve):
     wait_for(lambda: noted(server, name) == "the client left")
 
 
+@pytest.mark.every_trigger
 def test_a_client_that_vanishes_at_any_moment(serve):
     """A client that breaks off after any number of bytes of a conversation leaves nothing behind: no error, no connection."""
     server = serve(APP, own=True)
@@ -644,6 +655,7 @@ def sockets(pid: int) -> int:
 # --- Pressure and limits ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_trigger
 def test_a_client_that_does_not_read(serve):
     """An application that sends to it waits, and little is in memory; a client that reads again receives everything."""
     server = serve(APP)
@@ -697,6 +709,7 @@ def fill(peer: Peer, data: bytes, most: int = 64 * MEBIBYTE) -> int:
     return count
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("size", [0, 1, 1000, 100_000])
 def test_an_application_that_does_not_receive(serve, size):
     """Messages stay with the client, and little is in memory. Later all of them arrive, even from a client that left."""
@@ -721,6 +734,7 @@ def test_an_application_that_does_not_receive(serve, size):
         assert noted(server, name) == few * size
 
 
+@pytest.mark.every_trigger
 def test_a_client_that_pings_and_does_not_read(serve):
     """Pongs for it do not pile up."""
     server = serve(APP)
@@ -854,6 +868,7 @@ def pieces(message: Any, count: int) -> Any:
     return [message[at : at + size] for at in range(0, len(message), size)] or [message]
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize("deflate", ["on", "off"])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_the_library(serve, setting, deflate):
@@ -930,6 +945,7 @@ def test_bad_compressed_data(serve):
 # --- The server's end ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_trigger
 def test_a_stop_closes_every_websocket(serve):
     """Each client gets 1012 at once, even within a message; then the server exits, long before the deadline."""
     server = serve(APP, own=True, graceful_timeout=30)

@@ -137,6 +137,7 @@ def test_an_environ_belongs_to_one_request(server):
             assert "marked" not in json.loads(client.get("/environment").text)
 
 
+@pytest.mark.every_trigger
 @pytest.mark.parametrize(
     "how", ["read", "read-none", "read-sized", "readline", "readline-sized", "readlines", "readlines-hint", "iter"]
 )
@@ -291,6 +292,7 @@ def test_close_that_raises(server, log):
     assert "RuntimeError: raised by close()" in server.log
 
 
+@pytest.mark.every_trigger
 def test_a_slow_reader_holds_the_generator(server, log):
     """Back-pressure: while the client takes nothing, the application is asked for nothing, so memory does not fill."""
     count = 400  # of 64 KiB: 25 MiB
@@ -307,6 +309,7 @@ def test_a_slow_reader_holds_the_generator(server, log):
     assert log.lines == [str(number) for number in range(count)]
 
 
+@pytest.mark.every_trigger
 def test_a_slow_reader_that_leaves(server, log):
     """The generator is closed, and its thread is free again."""
     for _ in range(10):  # more than there are threads
@@ -317,6 +320,7 @@ def test_a_slow_reader_that_leaves(server, log):
     assert server.get("/hello").status == 200
 
 
+@pytest.mark.every_trigger
 def test_write_to_a_client_that_left(server, log):
     """`write()` raises, because an application that writes without end would keep its thread. The log does not blame it."""
     for count in range(1, 11):  # more than there are threads
@@ -380,6 +384,7 @@ def test_a_file_that_is_too_short(server, path):
     assert "1 bytes less than its Content-Length" in server.log
 
 
+@pytest.mark.every_trigger
 def test_a_file_in_a_pipeline(server, path):
     """The responses before and after it stay in order."""
     with server.connect() as client:
@@ -392,6 +397,7 @@ def test_a_file_in_a_pipeline(server, path):
         assert client.response().text == "/target?3"
 
 
+@pytest.mark.every_trigger
 def test_a_file_for_a_client_that_was_refused(server, path):
     """No byte of it follows the refusal, and the connection lingers as after any refusal."""
     with server.connect() as client:
@@ -426,6 +432,7 @@ def test_a_large_file_costs_no_memory(server, tmp_path):
     assert int(server.get("/memory").text) - before < 4 * 1024
 
 
+@pytest.mark.every_trigger
 def test_a_file_is_closed_while_a_slow_client_reads(server, path, log):
     """The client gets all of it: the server sends from a descriptor of its own, and closes that at the end."""
     with server.connect() as watcher:
