@@ -176,6 +176,21 @@ def test_no_http_below_the_connection():
         assert not any(target.startswith(("http", "urllib", "email")) for _, target, _ in imports(MODULES[module]))
 
 
+def assigned(path: Path) -> set[str]:
+    """The attributes that a file assigns or deletes, as in "self.connection.due"."""
+    return {
+        ast.unparse(node)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del)
+    }
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "net.connection"])
+def test_a_connection_is_used_through_its_methods(module: str):
+    """No other module assigns an attribute of a connection, so that every state of it can be found in one file."""
+    assert not {target for target in assigned(MODULES[module]) if target.split(".")[-2] in ("connection", "_connection")}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_has_its_tests(module: str):
     """A module has a test module in the same place, or the table names existing tests elsewhere."""

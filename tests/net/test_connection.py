@@ -99,7 +99,7 @@ class Echo(Body):
 
     def feed(self, content: bytes) -> None:
         super().feed(content)
-        self.connection.write(content)
+        self.connection.write_now(content)
 
     def on_deadline(self) -> None:
         self.app.heard.append("deadline")
@@ -1252,6 +1252,8 @@ def test_the_cork_is_drawn(make: Make, trigger: str):
     assert drawn(b"<3>")
     client.send(get("/upgrade"))
     assert drawn(b"<101>")
+    client.send(b"abc")
+    assert drawn(b"abc")
 
 
 def test_a_cork_needs_a_tcp_socket(make: Make):

@@ -106,7 +106,7 @@ def test_a_client_that_does_not_read_its_response(server, tmp_path, target):
         port = client.socket.getsockname()[1]
         begun = time.monotonic()
         client.request(target)
-        server.wait_log(f"closed 127.0.0.1:{port}: it did not take its answer")
+        server.wait_log(f"closed 127.0.0.1:{port}: it did not take its response")
         assert time.monotonic() - begun >= 1
         if "log" in target:
             assert log.wait(1)[0].startswith("closed")

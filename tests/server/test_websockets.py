@@ -677,7 +677,7 @@ def test_a_client_that_does_not_read_for_long(serve):
     target, name = named("/flood")
     with Peer(server, target, receive_buffer=4096):
         wait_for(lambda: noted(server, name) == "the client left", "the end", 6 * SCALE)
-    server.wait_log("did not take its answer")
+    server.wait_log("did not take its response")
 
 
 def test_several_tasks_that_send(serve):

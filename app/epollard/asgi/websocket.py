@@ -216,11 +216,9 @@ class WebSocketExchange:
         deflate = self._offer.deflate
         connection = self.connection
         if deflate is None:
-            connection.write(frame(opcode, content))
+            connection.write_now(frame(opcode, content))
         else:
-            connection.write(frame(opcode, deflate.compress(content), rsv1=True))
-        if connection.context.corked and not connection.closed:
-            connection.draw_cork()
+            connection.write_now(frame(opcode, deflate.compress(content), rsv1=True))
 
     async def _deny(self, kind: str, message: Message) -> None:
         """Send a message of a response other than 101 (the extension "websocket.http.response")."""
@@ -249,7 +247,7 @@ class WebSocketExchange:
                     self._push({"type": "websocket.receive", "bytes": payload}, len(payload))
                 elif kind == PING:
                     if self._state == OPEN and (connection.out is None or not connection.out.full):
-                        connection.write(frame(PONG, payload))
+                        connection.write_now(frame(PONG, payload))
                 elif kind == CLOSE:
                     self._on_close(*payload)
                 elif kind == FAIL:
@@ -287,7 +285,7 @@ class WebSocketExchange:
         else:
             self._pinged = True
             connection.set_deadline(connection.context.now + connection.context.timeouts.ping_timeout)
-            connection.write(frame(PING, b""))
+            connection.write_now(frame(PING, b""))
 
     def _push(self, message: Message, size: int) -> None:
         if self._state != OPEN:
@@ -348,7 +346,7 @@ class WebSocketExchange:
         last = close_frame(code, reason)  # raises `ValueError`
         self._state = CLOSING
         connection = self.connection
-        connection.write(last)
+        connection.write_now(last)
         self._messages.clear()
         self._size = 0
         if self._held:

@@ -88,7 +88,7 @@ class WorkerContext:
         self.connections: set[Client] = set()
         self.draining = False
         self.rejected = self.aborted = 0
-        self.room = RECEIVE_FIRST  # bytes, for the first piece of a new client
+        self.receive_size = RECEIVE_FIRST  # bytes, for the first piece of a new client
 
         # How connections are registered.
         self.flags = {"level": 0, "edge": EDGE, "oneshot": ONESHOT}[trigger]
@@ -117,7 +117,7 @@ class WorkerContext:
         self.date_end = self.date + b"\r\n"
         self.close_end = response.CLOSE + self.date_end
         self.keep_end = response.KEEP + self.date_end
-        self.room = RECEIVE_FIRST
+        self.receive_size = RECEIVE_FIRST
         self.now = base = monotonic + TICK
         timeouts = self.timeouts
         self.header_due = base + timeouts.header

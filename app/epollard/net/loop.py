@@ -59,10 +59,6 @@ class Loop(selectors.BaseSelector):
         self._epoll.register(fd, mask)
         self._handlers[fd] = handler
 
-    def admit(self, fd: int, mask: int) -> None:
-        """Register `fd`, whose handler was set by `rehandle`."""
-        self._epoll.register(fd, mask)
-
     def rewatch(self, fd: int, mask: int) -> None:
         """Change the mask. This also asks again: what is ready now is reported, edge-triggered and one-shot too."""
         self._epoll.modify(fd, mask)
