@@ -53,7 +53,6 @@ TESTED_ELSEWHERE = {
     "worker": ["server/test_stop.py", "server/test_signals.py", "server/test_supervision.py"],
     "net/bpf": ["net/test_reuseport.py", "net/test_syn_filter.py"],
     "management/ctl": ["server/test_admin.py", "container/test_image.py"],
-    "net/context": ["server/test_limits.py"],
     "net/contracts": ["server/test_access_log.py"],
 }
 NO_MODULE = {"layers", "deployment", "docs"}  # tests/test_NAME.py of something other than a module
@@ -176,6 +175,10 @@ def test_no_http_below_the_connection():
         assert not any(target.startswith(("http", "urllib", "email")) for _, target, _ in imports(MODULES[module]))
 
 
+# The modules that may have a connection in their hands, without the one that defines it.
+CONNECTED = [module for module in MODULES if box(module) in ("net", "wsgi", "asgi", "worker") and module != "net.connection"]
+
+
 def assigned(path: Path) -> set[str]:
     """The attributes that a file assigns or deletes, as in "self.connection.due"."""
     return {
@@ -185,7 +188,7 @@ def assigned(path: Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "net.connection"])
+@pytest.mark.parametrize("module", CONNECTED)
 def test_a_connection_is_used_through_its_methods(module: str):
     """No other module assigns an attribute of a connection, so that every state of it can be found in one file."""
     assert not {target for target in assigned(MODULES[module]) if target.split(".")[-2] in ("connection", "_connection")}

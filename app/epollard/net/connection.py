@@ -11,8 +11,8 @@ FLUSH   takes the rest of a complete response    room                      write
 LINGER  has its response and our FIN             input, to be discarded    LINGER_SECONDS      closed
 STREAM  speaks another protocol, after a 101     input, room               ping                BUSY, FLUSH, LINGER
 
-Write first: epoll is asked for room (writability) only for bytes that the kernel did not take, and these have the write timeout.
-So a request that finds an idle connection costs one `recv`, one `send`, and no `epoll_ctl`.
+Write first: epoll is asked for room (writability) only for bytes that the kernel did not take; they have the write timeout. A
+request that finds an idle connection costs one `recv`, one `send`, and no `epoll_ctl`.
 
 Long: reading, sending and epoll's view are three sides of one state. As objects of their own they would call each other in
 every request, at 50 ns a call, and each would need to know the stage.
@@ -38,8 +38,8 @@ from .write_buffer import DONTWAIT, FLUSH_TURN, File, WriteBuffer
 RECEIVE_BODY: Final = 65536
 # Pipelined requests of one client that are answered in a turn; the others wait for the next turn.
 PIPELINE: Final = 64
-# A connection that ends while the client still sends: discard this much more, for this long. Closing at once would send a reset,
-# and the client might lose the response (RFC 9112 9.6).
+# A connection that ends while the client still sends: discard this much more, for this long. Closing at once would send a
+# reset, and the client might lose the response (RFC 9112 9.6).
 LINGER_BYTES: Final = 1024 * 1024
 LINGER_SECONDS: Final = 2.0
 LAST: Final = DONTWAIT | int(socket.MSG_MORE)
