@@ -199,7 +199,7 @@ def test_a_client_that_left_while_waiting_is_skipped(
 def test_without_a_descriptor_it_waits(
     acceptance: Acceptance, listener: socket.socket, clients: Any, number: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """The log says so once, nothing wakes the loop until `resume`, and the clients are still in the queue then."""
+    """One warning is logged, nothing wakes the loop until `resume`, and the clients are still in the queue then."""
     lines: list[str] = []
     monkeypatch.setattr(log, "warning", lines.append)
     failing: Any = Failing(listener, number)

@@ -1,7 +1,7 @@
-"""One connection alone: a pair of sockets, a loop that is turned by hand, and an application that is a table of answers.
+"""One connection alone, on a pair of sockets and a loop that is turned by hand. No process, no sleep; time is an argument.
 
-Most rows say what bytes do in a stage: the next stage, what epoll knows of the connection then, and what was sent. They run
-with each trigger, because that is what the triggers differ in. Time is an argument: nothing here waits.
+Most rows give the pieces that a client sends, and then the stage, the events that epoll would report, and the bytes that were
+sent. They run with each trigger, because the stages and bytes must be the same, and the events are where the triggers differ.
 
 Long: the rows of one class, each of which needs the same worker, client and application.
 """
@@ -60,7 +60,7 @@ def chunked(path: str = "/a") -> bytes:
 
 
 class Body:
-    """A sink that keeps what it gets, and answers when it has all."""
+    """A sink that keeps the body, and answers when it is complete."""
 
     def __init__(self, app: "App", connection: Connection, path: str) -> None:
         self.app = app
@@ -95,7 +95,7 @@ class Body:
 
 
 class Echo(Body):
-    """An upgraded protocol that sends back what it gets."""
+    """An upgraded protocol that sends back the bytes that it gets."""
 
     def feed(self, content: bytes) -> None:
         super().feed(content)
@@ -107,7 +107,7 @@ class Echo(Body):
 
 
 class App:
-    """An application whose answer follows from the path."""
+    """An application whose answer depends on the path."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -158,12 +158,12 @@ class App:
 
 
 class Socket(socket.socket):
-    """The worker's end. Keeps the order of its calls."""
+    """The worker's end. Records its system calls."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(fileno=sock.detach())
         self.calls: list[str] = []
-        self.most = 1 << 30  # bytes that the kernel takes of one message
+        self.most = 1 << 30  # bytes that `sendmsg` takes
 
     def recv(self, *arguments: Any) -> bytes:
         self.calls.append("recv")
@@ -219,7 +219,7 @@ class Worker:
         self.loop.on_error = self.errors.append
 
     def connect(self, first: bytes = b"", tcp: bool = False) -> "Client":
-        """A client whose connection has been accepted when it had sent `first`."""
+        """A client whose connection is accepted after it has sent `first`."""
         if tcp:
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 theirs = socket.create_connection(listener.getsockname())
@@ -260,19 +260,19 @@ class Client:
         self.ended = False
 
     def send(self, data: bytes) -> None:
-        """Send all that is taken, and let the worker turn once."""
+        """Send, and let the worker turn once."""
         self.sock.send(data)
         self.turn()
 
     def turn(self, times: int = 1) -> None:
-        """Turn the loop, and receive what there is."""
+        """Turn the loop, and receive the bytes that have arrived."""
         for _ in range(times):
             self.worker.loop.turn(0)
         self.receive()
         assert not self.worker.errors
 
     def receive(self) -> None:
-        """Take what is there for the client."""
+        """Receive the bytes that have arrived."""
         try:
             while data := self.sock.recv(1 << 20):
                 self.received += data
@@ -283,12 +283,12 @@ class Client:
             self.ended = True
 
     def take(self) -> bytes:
-        """What has been received since this was asked."""
+        """The bytes received since the last call."""
         received, self.received = self.received, b""
         return received
 
     def take_all(self) -> bytes:
-        """What has been received when no more comes."""
+        """The bytes received until no more come."""
         found = self.take()
         while True:
             self.turn()
@@ -311,7 +311,7 @@ class Client:
 
     @property
     def mask(self) -> str | None:
-        """What epoll would report now, as the kernel has it. None: it does not know the connection."""
+        """The events that epoll would report, as the kernel has them. None: it does not know the connection."""
         for line in Path(f"/proc/self/fdinfo/{self.worker.epoll.fileno()}").read_text("ascii").splitlines():
             words = line.split()
             if words[0] == "tfd:" and int(words[1]) == self.end.fileno():
@@ -351,18 +351,18 @@ def notified(make: Make, request: pytest.FixtureRequest) -> Worker:
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
-# What epoll reports of a connection whose client is listened to. The end of a client is an edge of its own.
+# The events of a connection that listens to its client. With edge-triggered events the end of the client is an edge of its own.
 LISTENS = {"level": "IN", "edge": "IN RDHUP", "oneshot": "IN"}
-# While the application has the request: as before where that costs nothing. A one-shot registration is over with its event.
+# While the application has the request: as before, because a change costs a system call. A one-shot registration has ended.
 STAYS = {"level": "IN", "edge": "IN RDHUP", "oneshot": ""}
-# A client that said more has been reported once. No more is received, and epoll is quiet.
+# After a busy connection's client has said more: that was reported once, and then epoll is quiet.
 QUIET = dict.fromkeys(TRIGGERS, "")
 WRITES = dict.fromkeys(TRIGGERS, "OUT")
 BOTH = {"level": "IN OUT", "edge": "IN OUT RDHUP", "oneshot": "IN OUT"}
 
 
 class Row(NamedTuple):
-    """A client sends these pieces, with a turn of the loop after each. What comes of it."""
+    """A client sends these pieces, with a turn of the loop after each; then the connection has this stage."""
 
     pieces: list[bytes]
     stage: str
@@ -445,8 +445,8 @@ def check(client: Client, row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_what_bytes_do(worker: Worker, row: Row):
-    """Each row of the table, with each trigger, for a client that epoll knows already."""
+def test_rows_for_a_known_client(worker: Worker, row: Row):
+    """Each row, for a client that epoll knows already."""
     client = worker.connect()
     for piece in row.pieces:
         client.send(piece)
@@ -457,8 +457,8 @@ def test_what_bytes_do(worker: Worker, row: Row):
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_what_the_first_bytes_do(worker: Worker, row: Row):
-    """Each row of the table, for a client whose first bytes had come when it was accepted: epoll need not know it yet."""
+def test_rows_for_a_new_client(worker: Worker, row: Row):
+    """Each row, for a client whose first piece had arrived when it was accepted, so that epoll need not know it yet."""
     client = worker.connect(b"".join(row.pieces[:1]))
     client.receive()
     for piece in row.pieces[1:]:
@@ -472,8 +472,8 @@ def test_what_the_first_bytes_do(worker: Worker, row: Row):
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.stage == "head"])
-def test_bytes_one_by_one(worker: Worker, name: str):
-    """Requests that come byte by byte get the same responses; only a body may then reach the application in another way."""
+def test_rows_byte_by_byte(worker: Worker, name: str):
+    """Requests that come byte by byte get the same responses. Only a body then never comes with its head."""
     row = ROWS[name]
     client = worker.connect()
     for byte in b"".join(row.pieces):
@@ -486,8 +486,8 @@ def test_bytes_one_by_one(worker: Worker, name: str):
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.stage == "head" and "answered" not in name])
-def test_bytes_in_two_pieces(worker: Worker, name: str):
-    """Wherever the bytes are cut in two, the responses are the same."""
+def test_rows_cut_in_two(worker: Worker, name: str):
+    """Wherever the bytes are cut, the responses are the same."""
     row = ROWS[name]
     data = b"".join(row.pieces)
     plain = row.sent.replace(b"</a>5", b"<5>").replace(b"</a>2</b>3", b"<2><3>")
@@ -523,7 +523,7 @@ def test_a_request_costs_two_system_calls(make: Make, trigger: str):
 
 
 def test_a_one_shot_request_costs_one_more(make: Make):
-    """Each event of a one-shot registration has to be asked for."""
+    """A one-shot registration must be renewed after each event."""
     worker = make("oneshot")
     client = worker.connect()
     client.send(get())
@@ -534,7 +534,7 @@ def test_a_one_shot_request_costs_one_more(make: Make):
     assert worker.epoll.calls == 1
 
 
-def test_a_client_that_asks_once_costs_no_epoll(worker: Worker):
+def test_a_single_request_costs_no_epoll_call(worker: Worker):
     """Its request is there when it is accepted: one `recv`, one `send` that leaves with the FIN, and epoll never knows it."""
     before = worker.epoll.calls
     client = worker.connect(get("/a", "Connection: close"))
@@ -547,7 +547,7 @@ def test_a_client_that_asks_once_costs_no_epoll(worker: Worker):
     assert client.end.fileno() == -1
 
 
-def test_a_deferred_first_response_costs_no_epoll(worker: Worker):
+def test_a_deferred_first_response_costs_no_epoll_call(worker: Worker):
     """Until the response is complete, epoll need not know a client that was deferred when it was accepted."""
     client = worker.connect(get("/later", "Connection: close"))
     assert (client.stage, client.mask) == ("busy", None)
@@ -565,14 +565,14 @@ def test_pipelined_responses_leave_at_once(worker: Worker):
     assert client.take() == b"</a>" * 5
 
 
-def test_one_client_takes_a_bounded_part_of_a_turn(worker: Worker):
+def test_a_pipeline_has_a_bounded_part_of_a_turn(worker: Worker):
     """After `PIPELINE` responses the rest waits for the next turn, and meanwhile nothing more is received."""
     client = worker.connect()
     client.sock.send(get() * (PIPELINE + 3))
     worker.loop.turn(0)
     client.receive()
     posted = client.take()
-    assert len(worker.app.calls) in (PIPELINE, PIPELINE + 3)  # what was posted may run in the same turn
+    assert len(worker.app.calls) in (PIPELINE, PIPELINE + 3)  # a posted callback may run in the same turn
     client.turn(2)
     assert posted + client.take() == b"</a>" * (PIPELINE + 3)
     assert (client.stage, client.mask) == ("head", LISTENS[worker.trigger])
@@ -597,7 +597,7 @@ def test_a_pipeline_waits_in_the_middle(worker: Worker):
     assert (client.stage, client.mask) == ("head", LISTENS[worker.trigger])
 
 
-# --- What epoll says once ---------------------------------------------------------------------------------------------
+# --- Events that epoll reports once -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -605,7 +605,7 @@ def test_a_pipeline_waits_in_the_middle(worker: Worker):
 )
 @pytest.mark.parametrize("again", [False, True], ids=["first", "known"])
 def test_heads_around_the_size_of_a_piece(worker: Worker, size: int, again: bool):
-    """A head as long as what is received at once, a byte less or more, is answered without another event."""
+    """A head that is as long as one piece, or a byte shorter or longer, is answered, even if epoll reports it once."""
     head = get("/a", "X: " + "x" * (size - len(get("/a", "X: "))))
     assert len(head) == size
     client = worker.connect()
@@ -623,7 +623,7 @@ def test_heads_around_the_size_of_a_piece(worker: Worker, size: int, again: bool
 @pytest.mark.parametrize("size", [RECEIVE_BODY - 1, RECEIVE_BODY, RECEIVE_BODY + 1, 3 * RECEIVE_BODY])
 @pytest.mark.parametrize("path", ["/upgrade", "/a"])
 def test_bytes_around_the_size_of_a_piece(worker: Worker, size: int, path: str):
-    """Bytes of a body or of another protocol that come at once are taken whole, without another event."""
+    """All bytes of a body or of another protocol are received, even if epoll reports them once."""
     client = worker.connect()
     client.send(post(path, size) if path == "/a" else get(path))
     client.take()
@@ -641,7 +641,7 @@ def test_bytes_around_the_size_of_a_piece(worker: Worker, size: int, path: str):
     "pieces", [[get()], [get() + get()], [get()[:9], get()[9:]], [post("/a", 3), b"abc"], [post("/a", 3) + b"abc"]], ids=str
 )
 def test_a_client_whose_last_bytes_come_with_its_end(worker: Worker, pieces: list[bytes]):
-    """One event for both is enough: the client gets its response, and then the connection is closed."""
+    """Even if epoll reports both as one event, the client gets its response, and then the connection is closed."""
     client = worker.connect()
     for piece in pieces[:-1]:
         client.send(piece)
@@ -654,7 +654,7 @@ def test_a_client_whose_last_bytes_come_with_its_end(worker: Worker, pieces: lis
 
 
 def test_a_stream_whose_last_bytes_come_with_its_end(worker: Worker):
-    """The last bytes of another protocol are fed, and then it hears of the end."""
+    """The protocol gets the last bytes, and is then aborted."""
     client = worker.connect()
     client.send(get("/upgrade"))
     client.sock.send(b"abc")
@@ -666,7 +666,7 @@ def test_a_stream_whose_last_bytes_come_with_its_end(worker: Worker):
 
 
 def test_an_event_without_bytes(worker: Worker):
-    """A handler may be called for nothing, because its number was another descriptor's: it listens as before."""
+    """A handler may be called for nothing, because its number was another descriptor's. It must go on listening."""
     for pieces in [], [get()], [post("/a", 5)], [get("/upgrade")], [b"?\r\n\r\n"]:
         client = worker.connect()
         for piece in pieces:
@@ -681,7 +681,7 @@ def test_an_event_without_bytes(worker: Worker):
 
 
 class End(NamedTuple):
-    """A client leaves after these pieces. What is heard of it."""
+    """A client leaves after these pieces; then its sink has been called like this."""
 
     pieces: list[bytes]
     heard: list[str]
@@ -731,7 +731,7 @@ def test_a_client_that_leaves_a_busy_connection(worker: Worker, more: bool):
 
 
 def test_a_reset_while_a_response_is_to_come(make: Make):
-    """A reset is reported whatever the mask is, except by a one-shot registration that is over."""
+    """A reset is reported with every mask, except after a one-shot registration has ended."""
     for trigger in TRIGGERS:
         worker = make(trigger)
         client = worker.connect(tcp=True)
@@ -752,7 +752,7 @@ def test_a_reset_while_a_response_is_to_come(make: Make):
 
 
 def test_half_a_close_while_a_response_is_to_come(worker: Worker):
-    """A client that sends no more still gets its response, and the next request of none ends the connection."""
+    """A client that has half closed still gets its response, and then the connection is closed."""
     client = worker.connect()
     client.send(get("/later"))
     client.half_close()
@@ -765,7 +765,7 @@ def test_half_a_close_while_a_response_is_to_come(worker: Worker):
 
 
 def test_a_sink_is_notified_once(notified: Worker):
-    """A sink hears that its client has half closed, once; the response can still be sent."""
+    """A sink is notified once that its client has half closed; the response can still be sent."""
     client = notified.connect()
     client.send(get("/later"))
     assert notified.app.heard == []
@@ -779,7 +779,7 @@ def test_a_sink_is_notified_once(notified: Worker):
 
 
 def test_a_sink_is_notified_of_a_client_that_has_said_more(notified: Worker):
-    """It is not received while the application is busy, but its end is still seen."""
+    """Its next request is not received while the application is busy, but its end is still noticed."""
     client = notified.connect()
     client.send(get("/later"))
     client.send(get())
@@ -802,8 +802,8 @@ def test_a_sink_is_notified_of_a_new_client(notified: Worker):
     assert notified.app.heard == ["disconnect"]
 
 
-def test_a_sink_that_was_detached_hears_nothing(notified: Worker):
-    """Nor is epoll asked for the end of such a client."""
+def test_a_detached_sink_is_not_notified(notified: Worker):
+    """A sink that has detached itself does not want to know whether its client leaves."""
     client = notified.connect()
     client.send(get("/later"))
     client.connection.detach()
@@ -825,8 +825,8 @@ def test_a_client_that_is_gone_is_noticed_by_its_sink(notified: Worker):
     assert notified.context.aborted == 1
 
 
-def test_an_end_seen_after_an_upload_is_reported(notified: Worker):
-    """A client that half closes within its body's last piece: the response to come hears of it."""
+def test_a_client_that_half_closes_after_its_body(notified: Worker):
+    """The end came with the last piece of the body: a sink that is attached later is still notified."""
     client = notified.connect()
     client.send(post("/later", 3))
     client.sock.send(b"abc")
@@ -846,7 +846,7 @@ def test_an_end_seen_after_an_upload_is_reported(notified: Worker):
 
 
 def test_a_later_response(worker: Worker):
-    """It is sent when it is complete, and the next request is read: what had come meanwhile, and what comes."""
+    """It is sent when it is complete, and then the requests that have arrived meanwhile are answered, and later ones."""
     client = worker.connect()
     client.send(get("/later") + get("/b"))
     client.send(get("/c"))
@@ -873,7 +873,7 @@ def test_responses_one_after_another(worker: Worker):
 
 
 def test_a_later_response_that_closes(worker: Worker):
-    """What is decided within a response: the connection ends with it."""
+    """`close_after_response`: the connection ends with the response in progress."""
     client = worker.connect()
     client.send(get("/later"))
     client.connection.close_after_response()
@@ -883,7 +883,7 @@ def test_a_later_response_that_closes(worker: Worker):
 
 
 def test_a_later_response_may_linger(worker: Worker):
-    """`linger`: the client may have sent more than was read, so the FIN goes first and the close waits for the client's."""
+    """`linger`: the client may have sent more than was read, so only a FIN is sent, and the close waits for the client."""
     client = worker.connect()
     client.send(get("/later"))
     client.connection.close_after_response()
@@ -909,7 +909,7 @@ def test_close_if_draining(worker: Worker, draining: bool):
 
 
 def test_100_continue(worker: Worker):
-    """It is sent when the application wants the body, and the response closes the connection."""
+    """It is sent when the application wants the body; without it, the response would close the connection."""
     client = worker.connect()
     client.send(post("/a", 3, "Expect: 100-continue"))
     assert (client.stage, client.take()) == ("busy", b"")
@@ -924,7 +924,7 @@ def test_100_continue(worker: Worker):
 
 
 def test_no_100_continue_for_a_client_that_sends_its_body(worker: Worker):
-    """A client that has not waited need not be told."""
+    """A client that has not waited for it needs none."""
     client = worker.connect()
     client.send(post("/a", 5, "Expect: 100-continue") + b"abc")
     assert client.stage == "busy"
@@ -935,8 +935,8 @@ def test_no_100_continue_for_a_client_that_sends_its_body(worker: Worker):
     assert (client.take(), client.stage) == (b"<5>", "closed")
 
 
-def test_a_body_that_nobody_reads(worker: Worker):
-    """Answered without a "100 Continue": what the client sends is not the next request, so the connection ends."""
+def test_a_response_without_100_continue(worker: Worker):
+    """The client may send its body or not, so the next request cannot be found: the connection ends."""
     client = worker.connect()
     client.send(post("/a", 3, "Expect: 100-continue"))
     client.connection.complete(b"<no>")
@@ -945,7 +945,7 @@ def test_a_body_that_nobody_reads(worker: Worker):
 
 
 def test_a_body_is_held_back(worker: Worker):
-    """A sink that has enough gets no more, and gets the rest when it resumes: in the socket, nothing is lost."""
+    """A sink that has paused gets nothing more, and gets the rest when it resumes."""
     client = worker.connect()
     client.send(post("/held", 8) + b"ab")
     client.send(b"cd")
@@ -964,7 +964,7 @@ def test_a_body_is_held_back(worker: Worker):
 
 
 def test_a_stream_is_held_back(worker: Worker):
-    """The same with another protocol."""
+    """The same for another protocol."""
     client = worker.connect()
     client.send(get("/upgrade"))
     client.connection.pause_reading()
@@ -999,7 +999,7 @@ def test_nothing_resumes_that_was_not_paused(worker: Worker):
 
 
 def test_a_large_response(worker: Worker):
-    """What the kernel does not take waits for the client, who gets the whole, and the next request is answered."""
+    """Bytes that the kernel does not take wait for the client, which gets them all, and then its next request is answered."""
     client = worker.connect()
     client.sock.send(get("/big") + get())
     worker.loop.turn(0)
@@ -1014,7 +1014,7 @@ def test_a_large_response(worker: Worker):
 
 
 def test_a_large_first_response(worker: Worker):
-    """The same for a client whose request was there when it was accepted."""
+    """The same for a client whose request had arrived when it was accepted."""
     client = worker.connect(get("/big", "Connection: close"))
     assert (client.stage, client.mask) == ("flush", "OUT")
     assert client.take_all() == BIG
@@ -1033,7 +1033,7 @@ def test_no_more_responses_for_a_client_that_takes_none(worker: Worker):
 
 
 def test_a_later_response_waits_for_its_client(worker: Worker):
-    """While the application still writes, OUT is added to what epoll knows, and goes when all is sent."""
+    """While bytes of an unfinished response wait, epoll reports OUT, and no longer when they are sent."""
     client = worker.connect()
     client.send(get("/later"))
     client.connection.write(BIG)
@@ -1059,7 +1059,7 @@ def test_a_later_response_waits_for_its_client(worker: Worker):
 
 
 def test_a_client_that_says_more_while_a_later_response_waits(worker: Worker):
-    """It is not received, and what waits is sent."""
+    """Its bytes are not received, and the waiting ones are sent."""
     client = worker.connect()
     client.send(get("/later"))
     client.connection.write(BIG)
@@ -1073,7 +1073,7 @@ def test_a_client_that_says_more_while_a_later_response_waits(worker: Worker):
 
 
 def test_a_body_comes_while_a_response_waits(worker: Worker):
-    """Both directions at once: bytes of the body are received, and what waits for the client is sent."""
+    """Both directions at once: bytes of the body are received while the response is sent."""
     client = worker.connect()
     client.send(post("/a", 6))
     client.connection.write(BIG)
@@ -1088,7 +1088,7 @@ def test_a_body_comes_while_a_response_waits(worker: Worker):
 
 
 def test_a_stream_in_both_directions(worker: Worker):
-    """Another protocol receives while what it has written waits."""
+    """Another protocol receives bytes while its own wait for the client."""
     client = worker.connect()
     client.send(get("/upgrade"))
     client.connection.write(BIG)
@@ -1104,7 +1104,7 @@ def test_a_stream_in_both_directions(worker: Worker):
 
 
 def test_an_upgrade_behind_bytes_that_wait(worker: Worker):
-    """The head of a 101 may wait for the client: the protocol is spoken all the same."""
+    """Even if the head of the 101 has to wait for the client, the protocol begins."""
     client = worker.connect()
     client.send(get("/later"))
     client.connection.write(BIG)
@@ -1118,7 +1118,7 @@ def test_an_upgrade_behind_bytes_that_wait(worker: Worker):
 
 
 def test_a_client_that_leaves_while_a_later_response_waits(worker: Worker):
-    """The connection is closed, and whoever waits for the client is called."""
+    """The connection is closed, and callbacks that wait for the client are called."""
     client = worker.connect()
     client.send(get("/later"))
     client.connection.write(BIG)
@@ -1131,7 +1131,7 @@ def test_a_client_that_leaves_while_a_later_response_waits(worker: Worker):
 
 
 def test_a_write_after_the_client_has_left(worker: Worker):
-    """The kernel's word for it closes the connection and counts the response as aborted, in each way of writing."""
+    """Each way of writing closes the connection and counts the response as aborted."""
     for write in (
         lambda connection: connection.write(b"x"),
         lambda connection: connection.write_two(b"x", b"y"),
@@ -1148,7 +1148,7 @@ def test_a_write_after_the_client_has_left(worker: Worker):
 
 
 def test_a_response_to_a_client_that_has_left(worker: Worker):
-    """The same where the answer is sent at once: of the fast path, and of a pipeline."""
+    """The same for responses that are sent at once: on the fast path, and of a pipeline."""
     for requests in get("/a"), get("/a") + get("/b"):
         client = worker.connect()
         client.sock.send(requests)
@@ -1207,7 +1207,7 @@ def test_a_file_for_a_closed_connection(worker: Worker):
 
 
 def test_a_response_in_pieces_behind_a_pipeline(worker: Worker):
-    """What is written directly comes behind the responses that were collected of a pipeline."""
+    """Bytes that an application writes by itself are sent behind the earlier responses of a pipeline."""
     client = worker.connect()
     client.send(get("/a") + get("/written"))
     assert client.take() == b"</a><written>"
@@ -1221,7 +1221,7 @@ def test_a_response_in_pieces_behind_a_pipeline(worker: Worker):
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
 def test_the_cork_is_drawn(make: Make, trigger: str):
-    """With TCP_CORK each complete message leaves at once: responses, also of a pipeline, 100 Continue, and other protocols."""
+    """With TCP_CORK each complete message is sent at once: responses, pipelines, 100 Continue, and other protocols."""
     worker = make(trigger, corked=True)
     client = worker.connect()
 
@@ -1257,7 +1257,7 @@ def test_the_cork_is_drawn(make: Make, trigger: str):
 
 
 def test_a_cork_needs_a_tcp_socket(make: Make):
-    """A real one: the response arrives though it does not fill a segment; and a Unix socket has no cork, which is no error."""
+    """A response on a corked TCP connection arrives without filling a segment. A Unix socket has no cork, which is no error."""
     worker = make("level", corked=True)
     tcp = worker.connect(tcp=True)
     tcp.end.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
@@ -1280,7 +1280,7 @@ def test_a_cork_needs_a_tcp_socket(make: Make):
 
 
 class Deadline(NamedTuple):
-    """After these pieces, a deadline so many seconds after the context's `now`, and what is left of the connection then."""
+    """After these pieces the deadline is `seconds` from the context's `now`; when it has passed, the stage is this one."""
 
     pieces: list[bytes]
     seconds: float
@@ -1309,7 +1309,7 @@ DEADLINES = {
 
 @pytest.mark.parametrize("row", DEADLINES.values(), ids=DEADLINES)
 def test_deadlines(worker: Worker, row: Deadline):
-    """Each stage has its deadline: before it nothing happens, and then the connection ends in the stage's own way."""
+    """Each stage has its deadline. Before it nothing happens; after it the connection ends in the way of that stage."""
     client = worker.connect()
     for piece in row.pieces:
         client.send(piece)
@@ -1330,7 +1330,7 @@ def test_deadlines(worker: Worker, row: Deadline):
 
 
 def test_a_deadline_runs_from_the_last_piece(worker: Worker):
-    """Of a body and of another protocol each piece gives more time; of a head none does."""
+    """Each piece of a body or of another protocol extends the deadline; a piece of a head does not."""
     head, body, stream = (worker.connect() for _ in range(3))
     head.send(get()[:10])
     body.send(post("/a", 5))
@@ -1345,8 +1345,8 @@ def test_a_deadline_runs_from_the_last_piece(worker: Worker):
     assert stream.connection.due == START + 6 + TIMEOUTS.ping_interval
 
 
-def test_a_silent_stream_is_asked(worker: Worker):
-    """The deadline of another protocol is its own to handle, and to set again."""
+def test_the_deadline_of_a_silent_stream(worker: Worker):
+    """Another protocol handles its deadline itself, and sets the next one."""
     client = worker.connect()
     client.send(get("/upgrade"))
     due = client.connection.due
@@ -1358,7 +1358,7 @@ def test_a_silent_stream_is_asked(worker: Worker):
 
 @pytest.mark.parametrize("path", ["/big", "/later", "/upgrade"])
 def test_a_client_that_takes_nothing(worker: Worker, path: str, monkeypatch: pytest.MonkeyPatch):
-    """A response that the client does not take has a deadline in each stage, which moves as long as the client takes some."""
+    """A response that the client does not take has a deadline in each stage, which is extended while the client takes some."""
     lines: list[str] = []
     monkeypatch.setattr(log, "info", lines.append)
     client = worker.connect()
@@ -1369,7 +1369,7 @@ def test_a_client_that_takes_nothing(worker: Worker, path: str, monkeypatch: pyt
     due = client.connection.due
     assert due == worker.context.write_due
     client.sock.recv(100_000)
-    worker.context.tick(due, 0.0)  # it has taken some, though there may be no room for more yet
+    worker.context.tick(due, 0.0)  # it has taken some bytes, although there may be no room for more yet
     assert client.stage != "closed"
     assert client.connection.due == worker.context.write_due == due + 1 + TIMEOUTS.write
     worker.context.tick(due + 1 + TIMEOUTS.write, 0.0)
@@ -1381,7 +1381,7 @@ def test_a_client_that_takes_nothing(worker: Worker, path: str, monkeypatch: pyt
 
 
 def test_deadlines_after_what_waited_is_sent(worker: Worker):
-    """When the client has taken all, the deadline is the stage's own again."""
+    """When the client has taken everything, the deadline is that of the stage again."""
     for path, due in ("/later", NEVER), ("/upgrade", worker.context.stream_due), ("/big", worker.context.idle_due):
         client = worker.connect()
         client.sock.send(get(path))
@@ -1394,7 +1394,7 @@ def test_deadlines_after_what_waited_is_sent(worker: Worker):
 
 
 def test_set_deadline(worker: Worker):
-    """A sink may set its own, on the monotonic clock."""
+    """A sink may set a deadline, on the monotonic clock."""
     client = worker.connect()
     client.send(get("/upgrade"))
     client.connection.set_deadline(START + 3)
@@ -1408,7 +1408,7 @@ def test_set_deadline(worker: Worker):
 
 
 def test_a_reject(worker: Worker, monkeypatch: pytest.MonkeyPatch):
-    """The client is told, the log says which client and why, and the rest is not read as a request."""
+    """The client gets an error response, the log shows client and reason, and the rest is not read as a request."""
     lines: list[str] = []
     monkeypatch.setattr(log, "info", lines.append)
     client = worker.connect()
@@ -1423,7 +1423,7 @@ def test_a_reject(worker: Worker, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("opened", [False, True])
 def test_a_broken_body(worker: Worker, opened: bool):
-    """The sink aborts. Where part of a response was sent, it cannot be followed by a refusal: the connection is closed."""
+    """The sink is aborted. If part of its response was sent, no error response can follow, and the connection is closed."""
     client = worker.connect()
     client.send(chunked())
     worker.app.sink.opened = opened
@@ -1436,7 +1436,7 @@ def test_a_broken_body(worker: Worker, opened: bool):
 
 
 def test_a_broken_body_that_came_with_its_head(worker: Worker):
-    """The same where it is read on behalf of the application."""
+    """The same if the broken part came with the head."""
     client = worker.connect()
     client.send(chunked() + b"x\r\n")
     assert client.take().startswith(b"HTTP/1.1 400 ")
@@ -1444,7 +1444,7 @@ def test_a_broken_body_that_came_with_its_head(worker: Worker):
 
 
 def test_lingering_has_a_bound(worker: Worker):
-    """What a client sends after the end is thrown away, but not without end."""
+    """Bytes that a client sends after the end are discarded, up to `LINGER_BYTES`."""
     client = worker.connect()
     client.send(b"?\r\n\r\n")
     sent = 0
@@ -1457,7 +1457,7 @@ def test_lingering_has_a_bound(worker: Worker):
 
 
 def test_lingering_ends_with_the_client(worker: Worker):
-    """A client that has its response and closes lets us close."""
+    """When the client closes its side, the connection is closed."""
     client = worker.connect()
     client.send(b"?\r\n\r\n")
     client.send(b"some bytes more")
@@ -1467,8 +1467,8 @@ def test_lingering_ends_with_the_client(worker: Worker):
     assert client.stage == "closed"
 
 
-def test_a_refused_client_that_does_not_take_it(worker: Worker):
-    """A refusal behind bytes that wait for the client lingers after they are sent."""
+def test_a_rejection_behind_waiting_bytes(worker: Worker):
+    """An error response that has to wait for the client is sent first, and then the connection lingers."""
     client = worker.connect()
     client.send(chunked())
     client.connection.write(BIG)
@@ -1484,7 +1484,7 @@ def test_a_refused_client_that_does_not_take_it(worker: Worker):
 
 
 def test_draining_closes_with_the_next_response(worker: Worker):
-    """Idle connections may ask once more, and every response ends its connection."""
+    """Idle connections may send one more request, and every response then ends its connection."""
     idle, busy, body = (worker.connect() for _ in range(3))
     idle.send(get())
     busy.send(get("/later"))
@@ -1506,7 +1506,7 @@ def test_draining_closes_with_the_next_response(worker: Worker):
 
 
 def test_only_idle_connections_expire(worker: Worker):
-    """A connection with a request in progress, or with part of one, is none of them."""
+    """A connection with a request, or part of a head, in progress keeps its deadline."""
     idle, _, part, busy, body, stream = clients = [worker.connect() for _ in range(6)]
     idle.send(get())
     part.send(get()[:10])
@@ -1519,11 +1519,11 @@ def test_only_idle_connections_expire(worker: Worker):
     assert [client.stage for client in clients] == ["closed", "closed", "head", "busy", "body", "stream"]
 
 
-# --- What others see --------------------------------------------------------------------------------------------------
+# --- The rest ---------------------------------------------------------------------------------------------------------
 
 
 def test_names_and_addresses(worker: Worker):
-    """Peer and server are pairs of text, and a client of a Unix socket has a name in the log too."""
+    """Peer and server are pairs of text, and the log has a name for the client of a Unix socket, too."""
     client = worker.connect()
     assert client.connection.peer == ("192.0.2.1", "5000")
     assert client.connection.local == LOCAL
@@ -1539,7 +1539,7 @@ def test_names_and_addresses(worker: Worker):
 
 
 def test_a_memo_stays_with_its_connection(worker: Worker):
-    """What an interface remembers is there for the next request."""
+    """A memo of an application interface is there for the next request."""
     client = worker.connect()
     client.send(get())
     memo = object()
@@ -1548,17 +1548,17 @@ def test_a_memo_stays_with_its_connection(worker: Worker):
     assert client.connection.memo is memo
 
 
-def test_connections_are_counted(worker: Worker):
-    """The context knows the open ones."""
+def test_open_connections_are_known(worker: Worker):
+    """The context has the open connections, and closing one twice is closing it once."""
     clients = [worker.connect() for _ in range(3)]
     assert worker.context.connections == {client.connection for client in clients}
     clients[0].connection.close()
-    clients[0].connection.close()  # closing twice is once
-    assert len(worker.context.connections) == 2
+    clients[0].connection.close()
+    assert worker.context.connections == {client.connection for client in clients[1:]}
 
 
 def test_a_closed_connection_leaves_nothing_behind(worker: Worker):
-    """Neither the loop nor epoll knows it, whatever its stage was: its number may be another connection's at once."""
+    """Neither the loop nor epoll knows it, in every stage: its number may be reused at once."""
     for pieces in [], [get()], [post("/a", 5)], [get("/later")], [get("/upgrade")], [b"?\r\n\r\n"]:
         for first in False, True:
             client = worker.connect(b"".join(pieces) if first else b"")
@@ -1573,7 +1573,7 @@ def test_a_closed_connection_leaves_nothing_behind(worker: Worker):
 
 
 def test_errors_and_hang_ups_alone(worker: Worker):
-    """Events of a busy connection that mean its end close it: ERR, HUP."""
+    """ERR or HUP closes a connection whose response is not yet sent."""
     for event in ERR, HUP, ERR | HUP | IN:
         client = worker.connect()
         client.send(get("/later"))

@@ -1,4 +1,4 @@
-"""What a worker's connections share: how they are registered, when the fast path is off, the date and the deadlines."""
+"""The context of a worker's connections: how they are registered, when the fast path is off, date and deadlines."""
 
 import select
 from collections.abc import Callable, Iterator
@@ -74,7 +74,7 @@ def make() -> Iterator[Make]:
     ],
 )
 def test_how_connections_are_registered(make: Make, trigger: str, notify: bool, mask: int, ask_from: int):
-    """The mask of a client that is listened to, and the size of a piece from which on epoll is asked again."""
+    """The mask of a connection that listens, and the size of a piece after which epoll is asked again."""
     context = make(trigger=trigger, notify_disconnects=notify)
     assert context.watch_mask == mask
     assert context.ask_from == ask_from
@@ -93,7 +93,7 @@ def test_how_connections_are_registered(make: Make, trigger: str, notify: bool, 
     ],
 )
 def test_the_fast_path_sends_and_does_nothing_else(make: Make, options: dict[str, Any], fast: bool):
-    """It is off where a response needs more than to be sent; and when the worker drains, because each one then closes."""
+    """It is off if a response needs more than to be sent, and while the worker drains, because each response then closes."""
     context = make(**options)
     assert context.fast_path is fast
     context.drain()
@@ -103,7 +103,7 @@ def test_the_fast_path_sends_and_does_nothing_else(make: Make, options: dict[str
 
 
 def test_limits_and_timeouts_have_names():
-    """Four numbers in a row cannot be told apart: they are given by name only, and never change."""
+    """They are keyword-only, because four numbers in a row are easily mixed up, and they never change."""
     with pytest.raises(TypeError):
         Limits(100, 5, 1000, 50)
     with pytest.raises(TypeError):
@@ -137,7 +137,7 @@ def test_a_tick_sets_the_date_and_the_deadlines(make: Make):
 
 
 def test_a_tick_calls_the_connections_that_are_late(make: Make):
-    """A deadline that is now has passed; a connection that closes another one in its own handler does no harm."""
+    """A deadline that is now has passed. A handler that closes another connection does no harm."""
     context = make()
     early, now, late = clients = [Client(99.5), Client(100.0), Client(100.1)]
     context.connections.update(clients)

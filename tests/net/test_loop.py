@@ -1,4 +1,4 @@
-"""The loop turns real descriptors: triggers, order, other threads, and an asyncio loop that is its guest. No server."""
+"""The loop with real descriptors: triggers, order, other threads, and an asyncio loop as its guest. No server."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def turn_until(loop: Loop, condition: Callable[[], object]) -> None:
 
 
 def quiet(loop: Loop, seen: list[int], turns: int = 3) -> bool:
-    """Nothing is added to `seen` by some turns that wait for nothing."""
+    """A few turns without waiting add nothing to `seen`."""
     before = len(seen)
     for _ in range(turns):
         loop.turn(0)
@@ -49,8 +49,8 @@ def quiet(loop: Loop, seen: list[int], turns: int = 3) -> bool:
 # --- Triggers --------------------------------------------------------------------------------------------------------
 
 
-def test_level_triggered_says_it_as_long_as_it_is_so(loop, pair):
-    """What is left unread is reported each turn, until it is read."""
+def test_a_level_triggered_event_repeats(loop, pair):
+    """Unread bytes are reported in each turn until they are read."""
     ours, theirs = pair
     seen: list[int] = []
     loop.watch(ours.fileno(), IN, seen.append)
@@ -63,8 +63,8 @@ def test_level_triggered_says_it_as_long_as_it_is_so(loop, pair):
     assert quiet(loop, seen)
 
 
-def test_edge_triggered_says_it_once_each_time_it_becomes_so(loop, pair):
-    """What is left unread is not reported again; what comes later is, and so is what is asked for again."""
+def test_an_edge_triggered_event_comes_once(loop, pair):
+    """Unread bytes are not reported again, until more bytes come or `rewatch` asks for them."""
     ours, theirs = pair
     seen: list[int] = []
     loop.watch(ours.fileno(), IN | EDGE, seen.append)
@@ -81,8 +81,8 @@ def test_edge_triggered_says_it_once_each_time_it_becomes_so(loop, pair):
     assert seen == [IN] * 3
 
 
-def test_oneshot_says_it_once_until_it_is_asked_again(loop, pair):
-    """After one event nothing is reported, new bytes neither, until `rewatch`."""
+def test_a_one_shot_event_needs_another_rewatch(loop, pair):
+    """After one event nothing is reported, not even new bytes, until `rewatch`."""
     ours, theirs = pair
     seen: list[int] = []
     loop.watch(ours.fileno(), IN | ONESHOT, seen.append)
@@ -98,7 +98,7 @@ def test_oneshot_says_it_once_until_it_is_asked_again(loop, pair):
 
 
 def test_the_mask_is_what_is_reported(loop, pair):
-    """Readable and writable are told apart; a hang-up is told to who asked for nothing."""
+    """Readable and writable are separate; a hang-up is reported even with an empty mask."""
     ours, theirs = pair
     seen: list[int] = []
     loop.watch(ours.fileno(), OUT, seen.append)
@@ -131,7 +131,7 @@ def test_a_descriptor_has_one_watch(loop, pair):
 
 
 def test_a_handler_is_changed_without_asking_epoll(loop, pair):
-    """`rehandle` puts another handler in the place of the first; the events are the same."""
+    """`rehandle` replaces the handler, and the events stay the same."""
     ours, theirs = pair
     first: list[int] = []
     second: list[int] = []
@@ -144,8 +144,8 @@ def test_a_handler_is_changed_without_asking_epoll(loop, pair):
     assert (first, second) == ([IN], [IN])
 
 
-def test_unwatched_is_unwatched_though_another_holds_the_file(loop, pair):
-    """The trap: epoll follows the open file, not the descriptor. A listener that the supervisor holds too is heard no more."""
+def test_unwatch_works_while_another_process_holds_the_file(loop, pair):
+    """The trap: epoll follows the open file, not the descriptor. The supervisor holds each listener, too."""
     ours, theirs = pair
     seen: list[int] = []
     other = os.dup(ours.fileno())
@@ -161,8 +161,8 @@ def test_unwatched_is_unwatched_though_another_holds_the_file(loop, pair):
         os.close(other)
 
 
-def test_a_number_that_is_used_again_is_another_descriptor(loop):
-    """Closed and forgotten, then opened as another file: only the new handler hears, and only of the new file."""
+def test_a_reused_number_is_another_descriptor(loop):
+    """Closed and forgotten, then opened as another file: only the new handler is called, and only for the new file."""
     old, old_peer = socket.socketpair()
     number = old.fileno()
     heard: list[str] = []
@@ -185,8 +185,8 @@ def test_a_number_that_is_used_again_is_another_descriptor(loop):
             os.close(number)
 
 
-def test_what_was_closed_in_the_same_batch_is_not_called(loop):
-    """Two are ready; the first to be called closes the other one, who then hears nothing."""
+def test_a_descriptor_closed_in_the_same_batch_is_not_handled(loop):
+    """Two are ready, and the handler that is called first closes the other descriptor, whose handler is then not called."""
     pairs = [socket.socketpair() for _ in range(2)]
     called: list[int] = []
 
@@ -208,8 +208,8 @@ def test_what_was_closed_in_the_same_batch_is_not_called(loop):
         assert len(called) == 1
 
 
-def test_a_batch_half_done_is_gone_on_with(loop):
-    """A handler that raises loses nothing for others: whoever takes the loop finishes the batch, edge-triggered events too."""
+def test_an_interrupted_batch_is_finished(loop):
+    """If a handler leaves by an exception, no event is lost: `finish_turn` handles the rest, also edge-triggered ones."""
     pairs = [socket.socketpair() for _ in range(5)]
     called: list[int] = []
 
@@ -245,7 +245,7 @@ def test_a_batch_half_done_is_gone_on_with(loop):
 
 
 def test_ticks_come_once_a_second(loop):
-    """The first turn ticks, then no turn before its time; and a turn without a timeout ends with the next tick."""
+    """The first turn ticks, and the next tick comes a second later; a turn without a timeout ends with the next tick."""
     ticks: list[float] = []
     loop.on_tick = lambda: ticks.append(time.monotonic())
     for _ in range(10):
@@ -257,7 +257,7 @@ def test_ticks_come_once_a_second(loop):
 
 
 def test_a_timeout_is_kept(loop):
-    """A turn waits as long as it was told, not for the tick; nothing and less than nothing are no wait at all."""
+    """A turn waits for its timeout and not for the tick. Zero and negative timeouts do not wait."""
     loop.turn(0)
     start = time.monotonic()
     loop.turn(-1)
@@ -267,7 +267,7 @@ def test_a_timeout_is_kept(loop):
 
 
 def test_before_each_wait(loop):
-    """`on_turn` is called once a turn, just before it waits: what the turn before gathered is written there."""
+    """`on_turn` is called once in each turn, before the wait: the place to write lines that the last turn gathered."""
     order: list[str] = []
     loop.on_turn = lambda: order.append("turn")
     loop.post(order.append, "posted")
@@ -276,8 +276,8 @@ def test_before_each_wait(loop):
     assert order == ["turn", "posted", "turn"]
 
 
-def test_what_is_posted_by_a_posted_call_comes_next_turn(loop):
-    """A call that posts itself again does not keep the loop from its descriptors."""
+def test_a_callback_posted_by_a_callback_waits_for_the_next_turn(loop):
+    """A callback that posts itself again does not keep the loop from its descriptors."""
     count: list[int] = []
 
     def again() -> None:
@@ -292,8 +292,8 @@ def test_what_is_posted_by_a_posted_call_comes_next_turn(loop):
         assert time.monotonic() - start < TICK / 2 + WAIT / 20
 
 
-def test_posts_of_other_threads_are_all_called(loop):
-    """Thousands, from several threads at once, while the loop waits without end: none is lost, each thread's are in order."""
+def test_callbacks_of_other_threads_are_all_called(loop):
+    """Thousands from several threads at once, while the loop waits: none is lost, and those of one thread are in order."""
     seen: list[tuple[int, int]] = []
     posts = 2000
 
@@ -314,7 +314,7 @@ def test_posts_of_other_threads_are_all_called(loop):
 
 
 def test_a_post_ends_the_wait(loop):
-    """The loop sleeps for want of events; what another thread posts is called at once, not at the next tick."""
+    """While the loop sleeps, a callback that another thread posts is called at once, not at the next tick."""
     loop.turn(0)
     main = threading.get_native_id()
     called: list[float] = []
@@ -339,7 +339,7 @@ def test_a_post_ends_the_wait(loop):
 
 
 def _sleeps(thread: int) -> bool:
-    """Whether a thread of ours waits in the kernel (proc_pid_stat(5))."""
+    """Whether a thread of this process waits in the kernel (proc_pid_stat(5))."""
     with open(f"/proc/self/task/{thread}/stat", encoding="ascii", errors="replace") as file:
         return file.read().rpartition(")")[2].split()[0] == "S"
 
@@ -351,8 +351,8 @@ def test_run_ends_when_it_is_stopped(loop):
     assert loop.stopped
 
 
-def test_closing_gives_back_the_descriptors():
-    """The epoll and the eventfd are closed, and a second close harms nobody."""
+def test_close_closes_the_descriptors():
+    """The epoll and the eventfd are closed, and a second close does no harm."""
     before = set(os.listdir("/proc/self/fd"))
     loop = Loop()
     loop.close()
@@ -363,8 +363,8 @@ def test_closing_gives_back_the_descriptors():
 # --- selectors.BaseSelector ------------------------------------------------------------------------------------------
 
 
-def test_it_selects_as_the_standard_one_does(loop, pair):
-    """Keys, events and errors are those of `selectors.EpollSelector`, step by step."""
+def test_it_is_a_selector_like_the_standard_one(loop, pair):
+    """Keys, events and errors equal those of `selectors.EpollSelector`, step by step."""
     ours, theirs = pair
     with selectors.EpollSelector() as standard:
 
@@ -414,8 +414,8 @@ def test_it_selects_as_the_standard_one_does(loop, pair):
         both(lambda selector: dict(selector.get_map()))
 
 
-def test_handlers_of_ours_are_no_keys_of_the_guest(loop, pair):
-    """`select` calls our handlers by itself and returns the guest's keys only."""
+def test_our_handlers_are_not_keys_of_the_guest(loop, pair):
+    """`select` calls our handlers and returns only the guest's keys."""
     ours, theirs = pair
     seen: list[int] = []
     key = loop.register(theirs, selectors.EVENT_WRITE)
@@ -432,7 +432,7 @@ def test_handlers_of_ours_are_no_keys_of_the_guest(loop, pair):
 
 
 def run(main) -> object:
-    """Run a coroutine function on an asyncio loop that is a guest of ours; it gets our loop."""
+    """Run a coroutine function on an asyncio loop that is a guest of ours. Its argument is our loop."""
     loop = Loop()
 
     async def bounded() -> object:
@@ -444,7 +444,7 @@ def run(main) -> object:
 
 
 def test_asyncio_streams():
-    """A server and many clients, both of asyncio, more bytes than a socket takes at once, and both ends' closes."""
+    """A server and many clients of asyncio, more bytes than a socket takes at once, and the close of both ends."""
 
     async def main(loop: Loop) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -502,7 +502,7 @@ def test_asyncio_subprocess():
 
 
 def test_asyncio_signals():
-    """A handler of a signal runs as a callback of the loop, though the loop was asleep."""
+    """A signal handler runs as a callback of the loop, even if the loop was asleep."""
 
     async def main(loop: Loop) -> None:
         running = asyncio.get_running_loop()
@@ -516,7 +516,7 @@ def test_asyncio_signals():
 
 
 def test_asyncio_readers_and_writers():
-    """`add_reader` and `add_writer` on one descriptor, one taken away, then the other."""
+    """`add_reader` and `add_writer` on one descriptor; the writer is removed first, then the reader."""
 
     async def main(loop: Loop) -> None:
         running = asyncio.get_running_loop()
@@ -538,7 +538,7 @@ def test_asyncio_readers_and_writers():
 
 
 def test_asyncio_timers():
-    """Timers are in order and in time, shorter and longer than a tick; ticks go on beside them."""
+    """Timers shorter and longer than a tick fire in order and on time, and ticks continue."""
 
     async def main(loop: Loop) -> None:
         ticks: list[float] = []
@@ -558,8 +558,8 @@ def test_asyncio_timers():
     run(main)
 
 
-def test_our_handlers_beside_asyncio():
-    """Handlers of ours on the same epoll hear of theirs, may start tasks, and may be posted to, while asyncio does its own."""
+def test_our_handlers_next_to_asyncio():
+    """While asyncio runs, our handlers on the same epoll get their events, may start tasks, and tasks may post to our loop."""
 
     async def main(loop: Loop) -> None:
         running = asyncio.get_running_loop()
@@ -587,7 +587,7 @@ def test_our_handlers_beside_asyncio():
 
 
 def test_asyncio_leaves_nothing():
-    """After the guest is gone no descriptor is left, and none of its keys."""
+    """After the guest has ended, none of its descriptors and keys is left."""
     before = set(os.listdir("/proc/self/fd"))
     loops = []
 

@@ -1,4 +1,4 @@
-"""What waits for a client: order, bounds, who is called when there is room, and that no descriptor is left."""
+"""The bytes and files that wait for a client: order, limits, callbacks when there is room, and no descriptor left."""
 
 import os
 import select
@@ -12,11 +12,11 @@ from epollard.net.write_buffer import FLUSH_TURN, HIGH, LOW, SENDFILE, File, Wri
 from harness import WAIT, wait_for
 
 Pair = tuple[socket.socket, socket.socket]
-pytestmark = pytest.mark.timeout(WAIT)  # what is broken here mostly never ends, and in many tests at once
+pytestmark = pytest.mark.timeout(WAIT)  # a fault here mostly shows as a loop without end, in many tests at once
 
 
 def connected(family: str) -> Pair:
-    """Our end, whose kernel takes little, and the client's."""
+    """Our end, whose send buffer is small, and the client's."""
     if family == "unix":
         ours, theirs = socket.socketpair()
     else:
@@ -38,7 +38,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Callable[[bytes], int]:
-    """`file(content)`: a descriptor, which is the test's to close or to give away."""
+    """`file(content)`: a descriptor, which the test closes or hands over."""
 
     def make(content: bytes) -> int:
         path = tmp_path / "file"
@@ -57,7 +57,7 @@ def is_open(fd: int) -> bool:
 
 
 def receive(pair: Pair, out: WriteBuffer) -> bytes:
-    """What is there for the client; nothing where more can be sent first."""
+    """The bytes that have arrived at the client; empty if more can be sent first."""
     ours, theirs = pair
     readable, writable, _ = select.select([theirs], [ours] if out.pending else [], [], 10)
     assert readable or writable
@@ -65,7 +65,7 @@ def receive(pair: Pair, out: WriteBuffer) -> bytes:
 
 
 def take(pair: Pair, out: WriteBuffer, count: int) -> bytes:
-    """What a client gets that takes all there is, until it has `count` bytes."""
+    """`count` bytes, as received by a client that takes all there is."""
     received = bytearray()
     while len(received) < count:
         out.flush()
@@ -74,13 +74,13 @@ def take(pair: Pair, out: WriteBuffer, count: int) -> bytes:
 
 
 def fill(out: WriteBuffer) -> None:
-    """Flush until the kernel takes no more."""
+    """Flush until the kernel takes no more bytes."""
     while out.flush():
         pass
 
 
 def test_bytes_and_files_in_order(pair: Pair, file: Callable[[bytes], int]):
-    """Whatever comes in pieces of any kind leaves in the order in which it came, each byte once."""
+    """Pieces of both kinds are sent in the order in which they were added, each byte once."""
     ours, _ = pair
     head, content, tail = os.urandom(200_000), os.urandom(300_000), os.urandom(150_000)
     fd = file(content)
@@ -95,8 +95,8 @@ def test_bytes_and_files_in_order(pair: Pair, file: Callable[[bytes], int]):
     assert out.flush() == 0
 
 
-def test_what_the_kernel_takes_is_not_pending(pair: Pair):
-    """`flush` says how much left, and what did not is what waits."""
+def test_pending_is_what_the_kernel_did_not_take(pair: Pair):
+    """`flush` returns the number of bytes sent; the others are pending."""
     ours, _ = pair
     data = os.urandom(1_000_000)
     out = WriteBuffer(ours, memoryview(data))
@@ -108,7 +108,7 @@ def test_what_the_kernel_takes_is_not_pending(pair: Pair):
 
 
 def test_a_file_never_blocks(pair: Pair, file: Callable[[bytes], int]):
-    """A socket that was blocking is not when a file is sent through it, though sendfile(2) has no flag for that."""
+    """A blocking socket becomes non-blocking when a file is sent, because sendfile(2) has no flag for that."""
     ours, _ = pair
     ours.setblocking(True)
     out = WriteBuffer(ours, File(file(bytes(5_000_000)), 0, 5_000_000))
@@ -118,7 +118,7 @@ def test_a_file_never_blocks(pair: Pair, file: Callable[[bytes], int]):
 
 
 class Greedy:
-    """A socket whose kernel takes all, as of a client on the same machine that is as fast as we are."""
+    """A socket that takes all bytes, like that of a client on the same machine that is as fast as we are."""
 
     def __init__(self) -> None:
         self.own, self.other = socket.socketpair()
@@ -135,8 +135,8 @@ class Greedy:
         return len(data)
 
 
-def test_a_turn_has_an_end(monkeypatch: pytest.MonkeyPatch, file: Callable[[bytes], int]):
-    """Who takes all that it is given gets so much of a turn, and is told apart from who takes no more."""
+def test_one_client_has_a_bounded_part_of_a_turn(monkeypatch: pytest.MonkeyPatch, file: Callable[[bytes], int]):
+    """A client that takes everything gets about `FLUSH_TURN` bytes in a turn, and the result shows that it may take more."""
     greedy = Greedy()
     with greedy.own, greedy.other:
         small = FLUSH_TURN // 4
@@ -157,15 +157,15 @@ def test_a_turn_has_an_end(monkeypatch: pytest.MonkeyPatch, file: Callable[[byte
 
 
 def test_full_is_above_high(pair: Pair):
-    """Exactly `HIGH` bytes are still welcome."""
+    """With exactly `HIGH` bytes pending the buffer is not full yet."""
     out = WriteBuffer(pair[0], memoryview(bytes(HIGH)))
     assert not out.full
     out.add(memoryview(b"x"))
     assert out.full
 
 
-def test_who_waits_for_room_is_called_once(pair: Pair):
-    """At once where little waits, else as soon as no more than `LOW` do, in order, and then never again."""
+def test_a_callback_for_room_is_called_once(pair: Pair):
+    """At once if at most `LOW` bytes are pending, else as soon as they are, in order, and then never again."""
     ours, _ = pair
     called: list[str] = []
     out = WriteBuffer(ours, memoryview(bytes(LOW)))
@@ -186,8 +186,8 @@ def test_who_waits_for_room_is_called_once(pair: Pair):
     assert called == ["at once", "first", "second"]
 
 
-def test_who_is_called_may_add_and_wait_again(pair: Pair):
-    """A callback that makes more, and waits for room again, is called again when there is, and not before."""
+def test_a_callback_may_add_bytes_and_wait_again(pair: Pair):
+    """A callback that adds bytes and asks for another call is called again when there is room, and not before."""
     ours, _ = pair
     called: list[int] = []
 
@@ -206,7 +206,7 @@ def test_who_is_called_may_add_and_wait_again(pair: Pair):
 
 
 def test_no_descriptor_is_left(pair: Pair, file: Callable[[bytes], int]):
-    """A file is closed with its last byte; what was not sent, or not whole, with the queue, which then wakes who waits."""
+    """A file is closed after its last byte; others are closed with the buffer, which then calls back."""
     ours, _ = pair
     sent, begun, never = (file(bytes(1_000_000)) for _ in range(3))
     called: list[str] = []
@@ -227,7 +227,7 @@ def test_no_descriptor_is_left(pair: Pair, file: Callable[[bytes], int]):
 
 
 def test_a_file_that_has_shrunk_is_an_error(pair: Pair, file: Callable[[bytes], int], tmp_path: Path):
-    """What was promised cannot be sent: nobody waits for it for ever."""
+    """The promised bytes cannot be sent, so the client must not wait for them for ever."""
     ours, _ = pair
     fd = file(bytes(1000))
     out = WriteBuffer(ours, File(fd, 0, 2000))
@@ -239,7 +239,7 @@ def test_a_file_that_has_shrunk_is_an_error(pair: Pair, file: Callable[[bytes], 
 
 @pytest.mark.parametrize("kind", ["bytes", "file"])
 def test_a_client_that_is_gone_is_an_error(pair: Pair, file: Callable[[bytes], int], kind: str):
-    """The kernel's word for it reaches whoever flushes; the queue still lets go of its files."""
+    """`flush` raises the kernel's error, and `close` still closes the files."""
     ours, theirs = pair
     fd = file(bytes(5_000_000))
     out = WriteBuffer(ours, memoryview(bytes(5_000_000)) if kind == "bytes" else File(fd, 0, 5_000_000))
@@ -254,7 +254,7 @@ def test_a_client_that_is_gone_is_an_error(pair: Pair, file: Callable[[bytes], i
 
 
 def test_progress_is_what_the_client_takes():
-    """Of what the kernel holds for it: since something was sent, or this was asked. Our sending is none."""
+    """`moves`: bytes that the client took from the kernel since the last call or send. Sending is no progress."""
     ours, theirs = connected("unix")
     with ours, theirs:
         out = WriteBuffer(ours, memoryview(bytes(2_000_000)))
@@ -273,12 +273,12 @@ def test_progress_is_what_the_client_takes():
 
 
 def test_progress_before_there_is_room():
-    """A TCP client that takes a little moves, whether there is room to send more already or not."""
+    """A TCP client that takes a few bytes makes progress, even if there is no room to send more yet."""
     ours, theirs = connected("tcp")
     with ours, theirs:
         out = WriteBuffer(ours, memoryview(bytes(20_000_000)))
         fill(out)
-        wait_for(lambda: not fill(out) and not out.moves())  # what is on the way into the client's own buffer moves without it
+        wait_for(lambda: not fill(out) and not out.moves())  # bytes on their way into the client's own buffer move without it
         taken = 0
         while not out.moves():
             taken += len(theirs.recv(1000))

@@ -97,8 +97,8 @@ class Acceptor:
                     self._pause(listener, error)
                     break
                 continue  # the client left while it was waiting: accept(2), "Error handling"
-            # The base class of `socket.socket`: it costs a third of what `socket.accept` returns.
             self.accepted += 1
+            # The base class of `socket.socket`: it costs a third of what `socket.accept` returns.
             take(socket.SocketType(family, socket.SOCK_STREAM, 0, fd), peer, name)
         if counts is not None:
             counts[0] = self.accepted

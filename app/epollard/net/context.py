@@ -25,7 +25,7 @@ UNLIMITED: Final = 1 << 62  # bytes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a request may have: bytes, but for the number of header fields."""
+    """How large a request may be. In bytes, except for the number of header fields."""
 
     max_line: int
     max_headers: int
@@ -79,7 +79,7 @@ class WorkerContext:
         self.loop = loop
         self.limits = limits
         self.timeouts = timeouts
-        # Bound methods: to look one up on each request costs 30 ns.
+        # Bound methods, so that no request has to look them up.
         self.read_head = reader.read
         self.unfinished = reader.unfinished
         self.answer: Callable[[Any, Request], bytes | None] = application.answer
@@ -95,11 +95,11 @@ class WorkerContext:
         self.oneshot = trigger == "oneshot"
         # A piece of at least this many bytes may not be all that there is to receive without another event.
         self.ask_from = {"level": UNLIMITED, "edge": RECEIVE, "oneshot": 0}[trigger]
-        # Sinks are `DisconnectSink`s: the event that notifies them. 0: they are not.
+        # The event of which sinks are notified. 0: they are not `DisconnectSink`s.
         self.disconnect_mask = RDHUP if notify_disconnects else 0
-        # A client's end that comes together with its last bytes is one edge with them: RDHUP shows it.
+        # The end of a client that comes together with its last bytes is one edge with them; RDHUP shows that it was there.
         self.watch_mask = IN | self.flags | (RDHUP if notify_disconnects or trigger == "edge" else 0)
-        # TCP_CORK (tcp(7)) is on: it is drawn after each response, or the kernel would keep back its end for 200 ms.
+        # TCP_CORK (tcp(7)) is on. It is drawn after each response, or the kernel would hold back the end for 200 ms.
         self.corked = corked
 
         # The fast path sends a response and needs no more: neither to ask for the next event, nor to draw a cork, nor to close.
@@ -113,7 +113,7 @@ class WorkerContext:
         deadline with one store. Deadlines start from this second's end, so they are late by up to a second and never early.
         """
         self.date = response.date_line(now)
-        # How a head ends: the connection goes on, closes, or goes on for a client of HTTP/1.0.
+        # The last lines of a head: the connection persists, closes, or persists for a client of HTTP/1.0.
         self.date_end = self.date + b"\r\n"
         self.close_end = response.CLOSE + self.date_end
         self.keep_end = response.KEEP + self.date_end
@@ -130,13 +130,13 @@ class WorkerContext:
             connection.on_deadline()
 
     def drain(self) -> None:
-        """From now on every response says `Connection: close`."""
+        """From now on every response has `Connection: close`."""
         self.draining = True
         self.fast_path = False
         self.known = {}
 
     def expire_idle(self, due: float) -> None:
-        """Idle clients may still ask until `due`: a request that is on its way to us while we close would be lost."""
+        """Close idle connections at `due` and not at once: a request that is on its way to us would be lost."""
         for connection in self.connections:
             connection.expire_if_idle(due)
 

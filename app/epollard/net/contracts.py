@@ -18,7 +18,7 @@ AccessLogger = Callable[[str, Request, int, int, float], object]
 
 
 class Sink(Protocol):
-    """Where a request's body goes."""
+    """Receives the body of a request."""
 
     def feed(self, content: bytes) -> None:
         """Take a piece of the body. May raise `OSError`."""

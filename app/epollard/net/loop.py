@@ -1,10 +1,11 @@
 """The event loop: one `select.epoll` and a table of handlers. Knows no HTTP and no application.
 
-Handlers are plain callables by descriptor, with raw epoll masks, so that level, edge and one-shot are all expressible. The same
-object is a `selectors.BaseSelector`: handed to an asyncio loop it makes that loop a guest on this epoll.
+Handlers are plain callables, found by descriptor and registered with raw epoll masks, so that level-triggered, edge-triggered
+and one-shot are all possible. The object is also a `selectors.BaseSelector`: an asyncio loop that has it as its selector is a
+guest on this epoll.
 
-One thread turns the loop at a time, but not always the same one (see threads.py): a handler may leave by an exception with the
-batch half done, and whoever turns the loop next goes on with the rest of it.
+One thread turns the loop at a time, but not always the same one (see wsgi/threads.py): a handler may leave by an exception in
+the middle of a batch of events, and the thread that turns the loop next handles the rest of them.
 """
 
 import os
@@ -23,7 +24,7 @@ RDHUP: Final = select.EPOLLRDHUP
 EDGE: Final = select.EPOLLET
 ONESHOT: Final = select.EPOLLONESHOT
 
-# Events taken from the kernel at once. Few, so that what arrives meanwhile is not behind a thousand others.
+# Events taken from the kernel at once. Few, so that an event that arrives meanwhile does not wait behind a thousand others.
 BATCH: Final = 128
 TICK: Final = 1.0  # seconds
 
@@ -31,7 +32,7 @@ Handler = Callable[[int], object]
 
 
 class Loop(selectors.BaseSelector):
-    """One epoll. Create it after the fork: epoll follows open files, and would see those of the parent."""
+    """One epoll. Create it after the fork: epoll follows open files, and would report those of the parent."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -44,31 +45,31 @@ class Loop(selectors.BaseSelector):
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._woken = False
         self._next_tick = 0.0
-        self.waited = 0.0  # seconds, in all
+        self.waited = 0.0  # seconds that the loop has waited since it was made
         self.busy_since = 0.0  # time.monotonic() at the end of the last wait; 0 during one
         self.on_tick: Callable[[], object] = lambda: None  # once a second
         self.on_turn: Callable[[], object] | None = None  # before each wait
-        self.on_error: Callable[[Exception], object] = _raise  # a handler raised, and its descriptor is forgotten
+        self.on_error: Callable[[Exception], object] = _raise  # a handler raised, and its descriptor was dropped
         self.stopped = False
         self.watch(self._eventfd, IN, self._on_eventfd)
 
     # Handlers by descriptor.
 
     def watch(self, fd: int, mask: int, handler: Handler) -> None:
-        """Call `handler(events)` for events of `fd`. `FileExistsError` where it is watched already (epoll_ctl(2))."""
+        """Call `handler(events)` for events of `fd`. `FileExistsError`: it is watched already (epoll_ctl(2))."""
         self._epoll.register(fd, mask)
         self._handlers[fd] = handler
 
     def rewatch(self, fd: int, mask: int) -> None:
-        """Change the mask. This also asks again: what is ready now is reported, edge-triggered and one-shot too."""
+        """Change the mask. This also asks again: what is ready now is reported, even if edge-triggered or one-shot."""
         self._epoll.modify(fd, mask)
 
     def rehandle(self, fd: int, handler: Handler) -> None:
-        """Change the handler and nothing else: no system call."""
+        """Change the handler and nothing else, without a system call."""
         self._handlers[fd] = handler
 
     def unwatch(self, fd: int) -> None:
-        """Forget `fd`, which is still open. Needed where another process holds the same open file: closing would not do it."""
+        """Forget `fd` before it is closed. Needed if another process holds the same open file: epoll would still report it."""
         del self._handlers[fd]
         self._epoll.unregister(fd)
 
@@ -89,7 +90,7 @@ class Loop(selectors.BaseSelector):
         if wait <= 0:
             self._next_tick = now + TICK
             self.on_tick()
-            wait = 0  # what that has set going among a guest's tasks is not to wait for an event
+            wait = 0  # a guest's tasks that the tick has woken must not wait for an event
         if timeout is not None and timeout < wait:
             wait = max(timeout, 0)
         if self._posted:
@@ -102,10 +103,10 @@ class Loop(selectors.BaseSelector):
         self.finish_turn()
 
     def finish_turn(self) -> None:
-        """Handle what is left of the batch, then what was posted."""
+        """Handle the events that are left of the batch, then call the posted callbacks."""
         handlers = self._handlers
         for fd, events in self._batch:
-            # A handler earlier in the batch may have closed this descriptor, or even reused its number: handlers bear that.
+            # An earlier handler of the batch may have closed this descriptor, or reused its number: handlers tolerate that.
             try:
                 handler = handlers[fd]
             except KeyError:
@@ -113,7 +114,7 @@ class Loop(selectors.BaseSelector):
             try:
                 handler(events)
             except Exception as error:
-                # Forgotten, or a level-triggered event would raise it again without end.
+                # Dropped, because a level-triggered event would raise the same error for ever.
                 self._drop(fd)
                 self.on_error(error)
         posted = self._posted
@@ -135,14 +136,14 @@ class Loop(selectors.BaseSelector):
         self.wake()
 
     def wake(self) -> None:
-        """End the wait under way, or the next one."""
+        """End the wait in progress, or the next one."""
         if not self._woken:
             self._woken = True
             os.eventfd_write(self._eventfd, 1)
 
     def _on_eventfd(self, events: int) -> None:
         os.eventfd_read(self._eventfd)
-        self._woken = False  # before what was posted is run: what is posted from here on wakes again
+        self._woken = False  # before the posted callbacks run: one that is posted from here on must wake the loop again
 
     # selectors.BaseSelector, for a guest.
 
@@ -180,16 +181,16 @@ class Loop(selectors.BaseSelector):
         return self._ready
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        """The guest's keys: iterates over descriptors, found by file objects too."""
+        """The guest's keys. Iterates over descriptors; lookups accept file objects, too."""
         return _Keys(self)
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:
-        """The guest's key of a file object. `KeyError` where it has none."""
+        """The guest's key of a file object. Raises `KeyError`."""
         try:
             return self._keys[_descriptor(fileobj)]
         except (KeyError, ValueError):
             for key in self._keys.values():
-                if key.fileobj is fileobj:  # closed already, so it has no descriptor any more
+                if key.fileobj is fileobj:  # closed already, so it no longer has a descriptor
                     return key
             raise KeyError(f"{fileobj!r} is not registered") from None
 
@@ -206,11 +207,11 @@ class Loop(selectors.BaseSelector):
         try:
             self._epoll.unregister(fd)
         except OSError:
-            pass  # closed meanwhile: epoll has forgotten it
+            pass  # closed meanwhile, so that epoll has forgotten it
 
     def _guest(self, key: selectors.SelectorKey) -> Handler:
         def ready(events: int) -> None:
-            # As `selectors.EpollSelector` has it: an error or a hang-up is readiness for both.
+            # As in `selectors.EpollSelector`, an error or a hang-up is readiness for both.
             mask = (selectors.EVENT_READ if events & ~OUT else 0) | (selectors.EVENT_WRITE if events & ~IN else 0)
             if mask & key.events:
                 self._ready.append((key, mask & key.events))
@@ -223,7 +224,7 @@ def _raise(error: Exception) -> None:
 
 
 class _Keys(Mapping[Any, selectors.SelectorKey]):
-    """What `get_map` returns: asyncio looks in it for sockets as they are (from Python 3.13 on)."""
+    """The result of `get_map`. From Python 3.13 on asyncio looks up socket objects in it, not only descriptors."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop

@@ -1,6 +1,6 @@
-"""What waits for a client because the kernel did not take it: bytes and files, in order. Knows a socket, and nothing of HTTP.
+"""The bytes and files that wait for one client because the kernel did not take them, in order. Knows a socket, and no HTTP.
 
-A connection has one only while something waits; the usual answer is taken whole, and never comes here.
+A connection has a write buffer only while something waits. The kernel takes most responses whole, and they never come here.
 """
 
 import fcntl
@@ -12,17 +12,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-# Bytes that wait for one side: above HIGH the other side waits, at LOW it goes on.
+# Bytes that wait for one side. Above HIGH the other side pauses; at LOW it resumes.
 HIGH: Final = 256 * 1024
 LOW: Final = 64 * 1024
-# Bytes that a client may take of a turn: a file of gigabytes to a client as fast as we are leaves room for others.
+# Bytes that one client may take in a turn: a file of gigabytes, sent to a client as fast as we are, leaves room for others.
 FLUSH_TURN: Final = 4 * 1024 * 1024
 SENDFILE: Final = 1024 * 1024  # bytes of one sendfile(2)
 DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 
 
 class File:
-    """A piece of an open file. Owns its descriptor, and closes it when all is sent."""
+    """A piece of an open file. Owns its descriptor, and closes it when the whole piece is sent."""
 
     __slots__ = ("count", "fd", "offset")
 
@@ -35,9 +35,9 @@ class File:
         return self.count
 
     def send(self, sock: "socket.SocketType") -> int:
-        """Send what the kernel takes, and return how much that was. Raises `OSError`."""
+        """Send as much as the kernel takes. Returns the number of bytes. Raises `OSError`."""
         sent = os.sendfile(sock.fileno(), self.fd, self.offset, min(self.count, SENDFILE))
-        if sent == 0:  # the file has shrunk: what was promised cannot be sent
+        if sent == 0:  # the file has shrunk, so the promised bytes cannot be sent
             raise OSError("file is shorter than it was")
         self.offset += sent
         self.count -= sent
@@ -47,7 +47,7 @@ class File:
 
 
 class WriteBuffer:
-    """The queue of one connection. It has something to send, until `pending` is 0; then it is over."""
+    """The queue of one connection, which drops it when `pending` is 0."""
 
     __slots__ = ("_pieces", "_sock", "_unsent", "_waiting", "pending")
 
@@ -61,20 +61,20 @@ class WriteBuffer:
 
     @property
     def full(self) -> bool:
-        """Whoever makes more waits first."""
+        """Too many bytes wait: an application that has more should wait first."""
         return self.pending > HIGH
 
     def add(self, piece: memoryview | File) -> None:
-        """Something more, behind all the rest. It is not empty."""
+        """Append a piece. It is not empty."""
         if isinstance(piece, File):
             self._sock.setblocking(False)  # sendfile has no MSG_DONTWAIT
         self._pieces.append(piece)
         self.pending += len(piece)
 
     def flush(self) -> int:
-        """Send until the kernel takes no more or the turn is over. Returns bytes: `FLUSH_TURN` or more, it may take more now.
+        """Send until the kernel takes no more or `FLUSH_TURN` is reached. Returns the number of bytes.
 
-        Raises `OSError` where the client is gone, or a file is shorter than it was.
+        If that is `FLUSH_TURN` or more, the kernel may take more now. Raises `OSError` (client gone, or a file has shrunk).
         """
         pieces = self._pieces
         moved = 0
@@ -99,23 +99,23 @@ class WriteBuffer:
         return moved
 
     def moves(self) -> bool:
-        """Whether the client has taken some since this was asked or something was sent.
+        """Whether the client has taken some bytes since the last call, or since bytes were last sent.
 
-        The kernel knows (SIOCOUTQ, tcp(7)); epoll tells of room only when a third of the buffer is free.
+        The kernel knows (SIOCOUTQ, tcp(7)), while epoll reports room only when a third of the socket's buffer is free.
         """
         before = self._unsent
         self._unsent = self._ask_unsent()
         return self._unsent < before
 
     def call_when_drained(self, callback: Callable[[], object]) -> None:
-        """Call back once: when little enough waits, or `close` is called. The callback raises nothing."""
+        """Call back once: when at most `LOW` bytes wait, or `close` is called. The callback raises nothing."""
         if self.pending <= LOW:
             callback()
         else:
             self._waiting.append(callback)
 
     def close(self) -> None:
-        """Nothing more is sent: let go of the files, and of whoever waits."""
+        """Nothing more is sent: close the files, and call the callbacks."""
         for piece in self._pieces:
             if isinstance(piece, File):
                 os.close(piece.fd)
