@@ -1,4 +1,4 @@
-"""Journeys for `examples/fastapi`, beside those of `locustfile.py`: models, files, server-sent events. Contents are checked.
+"""Journeys for `examples/fastapi`, in addition to those of `locustfile.py`: models, files, events. Contents are checked.
 
 locust -f loadtests/locustfile.py,loadtests/asgi_journeys.py --host http://localhost:8000
 """
@@ -13,7 +13,7 @@ from locustfile import NOISE, Client, holds
 
 
 class Typed(Client):
-    """Calls an API whose parameters have types, rightly and wrongly."""
+    """Calls an API whose parameters have types, with valid and invalid values."""
 
     weight = 3
 
@@ -25,19 +25,19 @@ class Typed(Client):
 
     @task(1)
     def mistake(self) -> None:
-        """422, and it says which parameter is wrong."""
+        """The status is 422, and the body names the parameter that is wrong."""
         self.ask("GET", "/greet/Ada?times=eleven", lambda body: b'"times"' in body, name="/greet (wrong)", status=422)
 
     @task(2)
     def note(self) -> None:
-        """A model there and back; a background task after the answer must not disturb the next one."""
+        """A model in both directions. A background task that runs after the response must not disturb the next one."""
         text, tag = f"\N{DECIDUOUS TREE} {random.getrandbits(64):016x}", random.choice("abc")
         right = holds(text=text, tags=[tag])
         self.ask("POST", "/notes", right, status=202, json={"text": text, "tags": [tag, tag]})
 
 
 class Listener(Client):
-    """Takes server-sent events to their end."""
+    """Reads server-sent events to their end."""
 
     weight = 2
 
@@ -46,22 +46,22 @@ class Listener(Client):
         count = random.randrange(1, 30)
 
         def right(body: bytes) -> bool:
-            """Each event once, in order, and all from one process (the server may put comments between)."""
+            """Each event comes once, in order, and all are from one process (the server may put comments between them)."""
             events = [event.split("\n") for event in body.decode().split("\n\n")[:-1] if not event.startswith(":")]
             found = [{line.partition(": ")[0]: line.partition(": ")[2] for line in event} for event in events]
-            told = [json.loads(event["data"]) for event in found]
+            contents = [json.loads(event["data"]) for event in found]
             return (
                 [event["id"] for event in found] == [str(index) for index in range(count)]
                 and all(event["event"] == "count" for event in found)
-                and [data["index"] for data in told] == list(range(count))
-                and len({data["pid"] for data in told}) == 1
+                and [data["index"] for data in contents] == list(range(count))
+                and len({data["pid"] for data in contents}) == 1
             )
 
         self.ask("GET", f"/events?n={count}&pause=5", right, name="/events")
 
 
 class Sender(Client):
-    """Sends files in forms, as browsers do."""
+    """Uploads files in forms, as browsers do."""
 
     weight = 1
 

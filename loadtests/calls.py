@@ -1,8 +1,8 @@
-"""Python calls a request: the same on any machine. Counts the real server, never a model of it.
+"""Counts the Python calls for each request, which are the same on any machine. Measures the real server, never a model of it.
 
-epollard runs in a process of its own with profiled.py as its application, whose profile function counts every call of a Python
-and of a C function in the worker. One client asks one thing after another on one connection, so each request has a turn of the
-loop to itself and the figures are exact, but for the worker's tick once a second.
+epollard runs in a process of its own and serves profiled.py, whose profile function counts every call of a Python or C function
+in the worker. One client sends one request after another on one connection, so each request has a turn of the loop to itself
+and the figures are exact, except for the worker's tick once a second.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from contextlib import closing
 
 import measure
 
-ANSWER = b"Hello, world!"
+RESPONSE = b"Hello, world!"
 PIPELINED = 16
 BROWSER = (
     "GET /articles/{n} HTTP/1.1\r\nHost: shop.example\r\nConnection: keep-alive\r\nCache-Control: max-age={n}\r\n"
@@ -28,7 +28,7 @@ BROWSER = (
 HELLO = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nContent-Type: text/plain\r\nContent-Length: 1024\r\n\r\n" + b"x" * 1024
 
-# What is sent as number n, and how many requests it is.
+# For each case: the bytes to send as number n, and how many requests they are; 0: one request on a connection of its own.
 CASES: dict[str, tuple[Callable[[int], bytes], int]] = {
     "hello": (lambda n: HELLO, 1),
     "browser, the same again": (lambda n: BROWSER.format(n=1).encode(), 1),
@@ -40,17 +40,17 @@ CASES: dict[str, tuple[Callable[[int], bytes], int]] = {
 }
 
 
-def ask(client: socket.socket, text: bytes, answers: int) -> None:
-    """Send `text` and read until all answers are here, or to the end where `answers` is 0."""
+def ask(client: socket.socket, text: bytes, responses: int) -> None:
+    """Send `text` and read until all responses have arrived, or to the end of the stream if `responses` is 0."""
     client.sendall(text)
     received = b""
-    while not answers or received.count(ANSWER) < answers:
+    while not responses or received.count(RESPONSE) < responses:
         chunk = client.recv(65536)
         if not chunk:
             break
         received += chunk
-    if received.count(ANSWER) != (answers or 1):
-        raise RuntimeError(f"unexpected answer: {received[:300]!r}")
+    if received.count(RESPONSE) != (responses or 1):
+        raise RuntimeError(f"unexpected response: {received[:300]!r}")
 
 
 def connect(port: int) -> socket.socket:
@@ -58,13 +58,13 @@ def connect(port: int) -> socket.socket:
 
 
 def counts(port: int) -> Counter[tuple[str, str]]:
-    """All calls of the worker so far, by language and function."""
+    """All calls that the worker has made so far, by language and function."""
     found = json.loads(measure.get(port, "/counts").partition(b"\r\n\r\n")[2])
     return Counter({(language, name): count for language in found for name, count in found[language].items()})
 
 
 def count(port: int, make: Callable[[int], bytes], size: int, requests: int) -> Counter[tuple[str, str]]:
-    """The calls that `requests` requests of this kind make, without those of asking for the counts."""
+    """The calls that `requests` requests of this kind cause, without those that reading the counts causes."""
 
     def run(numbers: Iterator[int] | range) -> None:
         if not size:
@@ -76,10 +76,10 @@ def count(port: int, make: Callable[[int], bytes], size: int, requests: int) -> 
             for n in numbers:
                 ask(client, make(n), size)
 
-    run(range(1, 101))  # what is remembered for clients that repeat themselves is remembered now
+    run(range(1, 101))  # fills the memos for clients that repeat themselves
     turns = requests // (size or 1)
     start = counts(port)
-    run(range(0))  # what asking and connecting costs
+    run(range(0))  # the cost of reading the counts and of connecting
     middle = counts(port)
     run(range(1000, 1000 + turns))
     end = counts(port)
@@ -88,10 +88,14 @@ def count(port: int, make: Callable[[int], bytes], size: int, requests: int) -> 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=1600, help="of each kind")
-    parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--option", action="append", default=[], help="for epollard, as in --option=--threads=1; repeatable")
-    parser.add_argument("--functions", metavar="CASE", choices=CASES, help="list the functions of one case")
+    parser.add_argument(
+        "--requests", type=int, default=1600, help="how many requests to send of each kind (default: %(default)s)"
+    )
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that runs the server")
+    parser.add_argument(
+        "--option", action="append", default=[], help="an option for epollard, as in --option=--threads=1; repeatable"
+    )
+    parser.add_argument("--functions", metavar="CASE", choices=CASES, help="measure this case only, and list its functions")
     arguments = parser.parse_args()
 
     measure.need("taskset")
@@ -116,7 +120,7 @@ def main() -> int:
     python = measure.machine(arguments.python)["python"]
     print(f"{python}; {arguments.requests} requests of each kind {' '.join(arguments.option)}\n")
     measure.print_table(["case", "Python calls", "C calls"], rows)
-    print("\nOne of the Python calls is the application itself.")
+    print("\nOne of the Python calls is that of the application itself.")
     return 0
 
 

@@ -1,16 +1,16 @@
-"""Journeys of real clients. Each checks the content of its answers: an answer that is fast and wrong is a failure.
+"""Journeys of real clients. Each checks the content of its responses: a response that is fast and wrong is a failure.
 
-They need an application with the routes of `epollard.demo`; the examples have the same ones. From the web page, headless or
-distributed:
+They need an application with the routes of `epollard.demo`; all examples but the chat have the same ones. They run from the web
+page, headless, or distributed:
 
     locust -f loadtests/locustfile.py --host http://localhost:8000 [--headless --users 50 --spawn-rate 25 --run-time 60s]
 
-With `LOCUST_STEPS=20,40,80` in the environment the number of users climbs these steps, each `LOCUST_STEP_TIME` seconds
-long (30). With `LOCUST_CHAOS=80` it jumps, each time so many seconds (5), to any number from ten to that, for
-`LOCUST_CHAOS_TIME` seconds (60): those who go leave in the middle of whatever they were doing.
+With `LOCUST_STEPS=20,40,80` in the environment the number of users climbs these steps, each of which lasts `LOCUST_STEP_TIME`
+seconds (default: 30). With `LOCUST_CHAOS=80` it jumps to a random number from 10 to 80 every `LOCUST_STEP_TIME` seconds
+(default: 5), for `LOCUST_CHAOS_TIME` seconds (default: 60). Users that leave do so in the middle of a request.
 
-`FastHttpUser` repeats a GET, as browsers do (RFC 9110, 9.2.2), when a kept connection was closed before any byte of the
-answer. A POST is never repeated, nor is anything that `OneShot` sends: what a server loses shows there.
+`FastHttpUser` repeats a GET, as browsers do (RFC 9110, 9.2.2), if a kept connection is closed before any byte of the response.
+A POST is never repeated, nor is anything that `OneShot` sends: requests that a server loses show there.
 """
 
 import hashlib
@@ -26,20 +26,20 @@ from urllib.parse import urlsplit
 from locust import FastHttpUser, LoadTestShape, User, events, task
 
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"  # what /bytes repeats
-NOISE = random.randbytes(2 * 1024 * 1024)  # uploads are cut from it
+NOISE = random.randbytes(2 * 1024 * 1024)  # uploads are slices of it
 LARGEST = 1024 * 1024  # bytes of an upload
-PATIENCE = 20  # seconds that a one-shot client waits for its whole answer
+RESPONSE_TIMEOUT = 20  # seconds that a client with a socket of its own waits for its whole response
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]  # Locust has no types
 def add_arguments(parser: Any) -> None:
     parser.add_argument(
-        "--think", type=float, default=0.02, env_var="LOCUST_THINK", help="Mean seconds that a user thinks between two requests"
+        "--think", type=float, default=0.02, env_var="LOCUST_THINK", help="Mean seconds between two requests of a user"
     )
 
 
 class Journey:
-    """What all clients have in common."""
+    """The think time that all clients have in common."""
 
     environment: Any
 
@@ -49,30 +49,30 @@ class Journey:
 
 
 class Client(Journey, FastHttpUser):
-    """A client that keeps its connection, and compares what it gets with what it should get."""
+    """A client that keeps its connection, and compares each response with the expected one."""
 
     abstract = True
 
     def ask(
         self, method: str, path: str, is_right: Callable[[bytes], bool], *, name: str = "", status: int = 200, **more: Any
     ) -> None:
-        """One request. It failed where the connection broke, the status is another, or the body `is_right` says no to."""
-        with self.client.request(method, path, name=name or path, catch_response=True, **more) as answer:
-            broken = answer.request_meta["exception"]
-            if answer.status_code == 0:
-                return  # no answer at all: Locust reports what broke
-            if answer.status_code != status:
-                answer.failure(f"status {answer.status_code}")
+        """One request. It fails if the connection breaks, the status is another, or `is_right` rejects the body."""
+        with self.client.request(method, path, name=name or path, catch_response=True, **more) as response:
+            broken = response.request_meta["exception"]
+            if response.status_code == 0:
+                return  # no response at all: Locust reports the error
+            if response.status_code != status:
+                response.failure(f"status {response.status_code}")
             elif broken and status < 400:
-                answer.failure(broken)
-            elif not is_right(answer.content or b""):
-                answer.failure("wrong content")
+                response.failure(broken)
+            elif not is_right(response.content or b""):
+                response.failure("wrong content")
             else:
-                answer.success()
+                response.success()
 
 
 def holds(**right: Any) -> Callable[[bytes], bool]:
-    """Whether a body is a JSON object that has `right` in it."""
+    """A check that a body is a JSON object with the items of `right` in it."""
 
     def judge(body: bytes) -> bool:
         try:
@@ -85,7 +85,7 @@ def holds(**right: Any) -> Callable[[bytes], bool]:
 
 
 class Browser(Client):
-    """Opens the page, then what belongs to it, on one connection; sometimes follows a dead link."""
+    """Opens the page, then the files that belong to it, on one connection; sometimes follows a dead link."""
 
     weight = 4
 
@@ -101,8 +101,8 @@ class Browser(Client):
         self.ask("GET", "/hello", b"Hello, World!".__eq__)
 
     @task(1)
-    def look_before(self) -> None:
-        """HEAD brings no body; one that came would be taken for the start of the next answer."""
+    def head_first(self) -> None:
+        """A response to HEAD has no body; if one came, it would be taken for the start of the next response."""
         self.ask("HEAD", "/hello", b"".__eq__)
         self.ask("GET", "/hello", b"Hello, World!".__eq__)
 
@@ -112,7 +112,7 @@ class Browser(Client):
 
 
 class Api(Client):
-    """Calls an API; every call has its own token, so an answer that belongs to somebody else is seen."""
+    """Calls an API. Every call has a token of its own, so a response that belongs to another call is detected."""
 
     weight = 4
 
@@ -134,7 +134,7 @@ class Api(Client):
 
 
 class Uploader(Client):
-    """Sends files of very different sizes; length and digest must be those of what was sent."""
+    """Uploads files of very different sizes. The response must have the right length and digest."""
 
     weight = 1
 
@@ -147,12 +147,12 @@ class Uploader(Client):
 
 
 class Patient(Client):
-    """Asks for what takes time: a slow answer, and one that comes in pieces."""
+    """Asks for a slow response, and for one that comes in pieces."""
 
     weight = 1
 
     @task
-    def wait_for_it(self) -> None:
+    def slow(self) -> None:
         milliseconds = random.randrange(10, 200)
         self.ask("GET", f"/sleep?ms={milliseconds}", (b"slept %d ms\n" % milliseconds).__eq__, name="/sleep")
 
@@ -164,7 +164,7 @@ class Patient(Client):
 
 
 class OneShot(Journey, User):
-    """A connection for each request, as HTTP/1.0 clients, health checks and many scripts have it."""
+    """Opens a connection for each request, as HTTP/1.0 clients, health checks and many scripts do."""
 
     weight = 2
 
@@ -177,19 +177,19 @@ class OneShot(Journey, User):
         self.ask("1.1", "/hello", "Connection: close\r\n")
 
     def ask(self, version: str, path: str, headers: str) -> None:
-        """One request on a new connection. The answer is what comes before the server closes."""
+        """One request on a new connection. The response ends when the server closes it."""
         url = urlsplit(self.host or "")
         started, start = time.time(), time.perf_counter()
         received = bytearray()
         error: Exception | None = None
         try:
-            with socket.create_connection((url.hostname, url.port or 80), timeout=PATIENCE) as client:
+            with socket.create_connection((url.hostname, url.port or 80), timeout=RESPONSE_TIMEOUT) as client:
                 client.sendall(f"GET {path} HTTP/{version}\r\nHost: {url.netloc}\r\n{headers}\r\n".encode())
                 while piece := client.recv(65536):
                     received += piece
             head, _, body = received.partition(b"\r\n\r\n")
             if not received:
-                error = ConnectionError("closed without an answer")
+                error = ConnectionError("closed without a response")
             elif head.split(b" ", 2)[1:2] != [b"200"] or body != b"Hello, World!":
                 error = ValueError("wrong content")
         except OSError as caught:
@@ -208,9 +208,9 @@ class OneShot(Journey, User):
 
 
 class Steps(LoadTestShape):
-    """So many users, then so many more; ends after the last step."""
+    """The number of users climbs step by step; ends after the last step."""
 
-    abstract = not os.environ.get("LOCUST_STEPS")  # a shape that is there is used
+    abstract = not os.environ.get("LOCUST_STEPS")  # Locust uses any shape that is not abstract
     users = tuple(int(step) for step in os.environ.get("LOCUST_STEPS", "").split(",") if step)
     step_time = float(os.environ.get("LOCUST_STEP_TIME") or 30)
 
@@ -220,7 +220,7 @@ class Steps(LoadTestShape):
 
 
 class Chaos(LoadTestShape):
-    """Users come and go in crowds, at random but the same each time; ends after its time."""
+    """Users come and go in crowds, at random but in the same way in each run; ends after its time."""
 
     abstract = not os.environ.get("LOCUST_CHAOS") or not Steps.abstract
     most = int(os.environ.get("LOCUST_CHAOS") or 10)

@@ -1,8 +1,8 @@
-"""What the measuring tools share: start one server, load it, read its CPU time. Never ends a process that it did not start.
+"""Shared by the measuring tools: start one server, load it, read its CPU time. Never ends a process that it did not start.
 
-Every load is bounded in time and count and stays on loopback, in a network namespace of its own where the kernel allows one.
-The server has processor 0 and the client processor 1, where there are two; on one processor the figures still say what a
-request costs, but not how many a second are possible.
+Every load is bounded in time and count and stays on loopback, in a network namespace of its own if the kernel allows one.
+The server runs on processor 0 and the client on processor 1 if there are two. On one processor the figures still show the cost
+of a request, but not how many requests a second are possible.
 """
 
 import argparse
@@ -33,6 +33,7 @@ REPOSITORY = LOADTESTS.parent
 RESULTS = REPOSITORY / "results"
 SERVER_CPU = 0
 CLIENT_CPU = 1 if (os.cpu_count() or 1) > 1 else 0
+START_TIMEOUT = 20  # seconds until a server must respond
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
@@ -41,17 +42,18 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
 
 
 def own_network() -> bool:
-    """Move this process, and all that it will start, into a network with nothing but loopback. Whether that was allowed.
+    """Move this process, and all that it will start, into a network with loopback only. Returns whether that was allowed.
 
-    There the kernel's counters are ours alone, and no firewall tracks connections: its table is soon full of closed ones, and
-    then it drops handshakes for seconds, as if the server were stuck.
+    There the kernel's counters are ours alone, and no firewall tracks connections. A firewall's table would soon be full of
+    closed ones, and it would then drop handshakes for seconds, as if the server were stuck.
     """
     user, group = os.getuid(), os.getgid()
     if _libc.unshare(_CLONE_NEWNET):
         if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET):
-            print(f"no network of its own ({os.strerror(ctypes.get_errno())}): others' connections count too", file=sys.stderr)
+            why = os.strerror(ctypes.get_errno())
+            print(f"no network namespace ({why}): the connections of other programs are counted too", file=sys.stderr)
             return False
-        # In a user namespace of our own we may; we stay who we are.
+        # A user namespace allows it; in it, keep our own user and group.
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
@@ -61,7 +63,7 @@ def own_network() -> bool:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, ended threads included; `clock_getcpuclockid(3)`: in nanoseconds, not ticks."""
+    """User and system time of a process, including ended threads. `clock_getcpuclockid(3)` counts nanoseconds, not ticks."""
     clock = ctypes.c_int()
     if error := _libc.clock_getcpuclockid(pid, ctypes.byref(clock)):
         raise ProcessLookupError(error, os.strerror(error))
@@ -69,14 +71,14 @@ def cpu_seconds(pid: int) -> float:
 
 
 def tree(root: int) -> list[int]:
-    """`root` and all processes that descend from it now."""
+    """`root` and all its present descendants."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text()
             except OSError:
-                continue  # it has ended meanwhile
+                continue  # it has just ended
             # The name in parentheses may hold spaces and parentheses: count from the last one.
             parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
     found = [root]
@@ -96,14 +98,14 @@ def tree_cpu_seconds(root: int) -> float:
 
 
 def memory_bytes(pid: int) -> dict[str, int]:
-    """`Rss` and `Pss` of a process in bytes, `proc_pid_smaps(5)`. Pss counts pages shared with n processes as one n-th."""
+    """`Rss` and `Pss` of a process in bytes, from `proc_pid_smaps(5)`. Pss counts a page that n processes share as one n-th."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     found = re.findall(r"^(Rss|Pss): +(\d+) kB$", rollup, re.MULTILINE)
     return {name: int(kilobytes) * 1024 for name, kilobytes in found}
 
 
 def end_with_us() -> None:
-    """In a child, before its program begins: the kernel tells it to end when we do, whatever ends us (prctl(2))."""
+    """In a child, before its program begins: have the kernel send it TERM when we end, for whatever reason (prctl(2))."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -115,17 +117,17 @@ def free_port() -> int:
 
 
 def get(port: int, path: str = "/", timeout: float = 5.0) -> bytes:
-    """The whole answer to one HTTP/1.0 request, head and body."""
+    """The whole response to one HTTP/1.0 request, head and body."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
         connection.sendall(f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
-        answer = bytearray()
+        response = bytearray()
         while chunk := connection.recv(65536):
-            answer += chunk
-    return bytes(answer)
+            response += chunk
+    return bytes(response)
 
 
 class Server:
-    """One server under test, as a context: started, answering, ended with all that it started."""
+    """One server under test, as a context manager: it responds at the start, and ends with all that it has started."""
 
     def __init__(
         self,
@@ -134,7 +136,7 @@ class Server:
         *,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
-        cpu: int | None = SERVER_CPU,  # None: any
+        cpu: int | None = SERVER_CPU,  # None: any processor
     ) -> None:
         self.argv = [*(() if cpu is None else ("taskset", "-c", str(cpu))), *argv]
         self.port = port
@@ -153,18 +155,18 @@ class Server:
             start_new_session=True,  # a group of its own, so that its descendants can be ended with it
             preexec_fn=end_with_us,
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + START_TIMEOUT
         try:
             while True:
                 if self._process.poll() is not None:
-                    raise RuntimeError(f"ended with {self._process.returncode} before it answered: {self.output()}")
+                    raise RuntimeError(f"exited with {self._process.returncode} before it responded: {self.output()}")
                 try:
                     if b" 200 " in get(self.port, timeout=2).partition(b"\r\n")[0]:
                         return self
                 except OSError:
                     pass
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"did not answer within 20 s: {self.output()}")
+                    raise RuntimeError(f"did not respond within {START_TIMEOUT} s: {self.output()}")
                 time.sleep(0.02)
         except BaseException:
             self._end()
@@ -178,7 +180,7 @@ class Server:
         return self._process.pid
 
     def output(self) -> str:
-        """The end of what it printed."""
+        """The end of its output, 4,000 bytes at most."""
         size = os.fstat(self._output.fileno()).st_size
         return os.pread(self._output.fileno(), 4000, max(0, size - 4000)).decode(errors="replace").strip()
 
@@ -187,13 +189,13 @@ class Server:
         return tree_cpu_seconds(self.pid)
 
     def workers(self) -> list[int]:
-        """The processes that have no children: those that serve."""
+        """The processes without children: those that serve."""
         pids = tree(self.pid)
         return [pid for pid in pids if len(tree(pid)) == 1]
 
     def _end(self) -> None:
-        # By group, not by tree: a descendant whose parent has ended is no longer found below us. The group cannot be
-        # someone else's while our child is not waited for.
+        # By group, not by tree: a descendant whose parent has ended is no longer found below us. No other process can have the
+        # group's number as long as our child has not been waited for.
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -211,7 +213,7 @@ class Server:
 def epollard(
     python: str, port: int, app: str | None, *options: str, app_directory: Path | None = None, cpu: int | None = SERVER_CPU
 ) -> Server:
-    """epollard of this checkout with one worker and no access log. Later options win."""
+    """epollard of this checkout with one worker and no access log. `options` override these."""
     path = os.pathsep.join(map(str, filter(None, [REPOSITORY / "app", app_directory])))
     argv = [python, "-m", "epollard", "--bind", f"127.0.0.1:{port}", "--workers", "1", "--access-log", "off"]
     argv += ["--log-level", "warning", *options]
@@ -220,7 +222,7 @@ def epollard(
 
 @dataclass
 class Load:
-    """What a client saw, and what the server spent on it meanwhile. Times in seconds."""
+    """What a client measured, and the CPU time that the server spent meanwhile. Times are in seconds."""
 
     requests: int
     errors: int
@@ -268,7 +270,7 @@ def _client(argv: Sequence[str], timeout: float, cpu: int = CLIENT_CPU) -> subpr
 
 
 def wrk(server: Server, seconds: int, *, path: str = "/", connections: int = 64, script: Path = _WRK_REPORT) -> Load:
-    """Load by `wrk -t1`. The script prints the summary as JSON at the end, see `report.lua`."""
+    """Load by `wrk -t1`. The script prints the summary as JSON at the end: see `report.lua`."""
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script)]
     argv += [f"http://127.0.0.1:{server.port}{path}"]
     before = server.cpu()
@@ -276,7 +278,7 @@ def wrk(server: Server, seconds: int, *, path: str = "/", connections: int = 64,
     after = server.cpu()
     found = re.search(r"^wrk-summary (\{.*\})$", done.stdout, re.MULTILINE)
     if not found:
-        raise RuntimeError(f"wrk said: {done.stdout}{done.stderr}")
+        raise RuntimeError(f"wrk failed: {done.stdout}{done.stderr}")
     return _load(json.loads(found[1]), after - before)
 
 
@@ -293,13 +295,13 @@ def _load(summary: Mapping[str, Any], cpu: float) -> Load:
 
 
 def websockets(server: Server, seconds: int, *, connections: int = 64, depth: int = 1) -> Load:
-    """Load by `peers/websocket_client.py`: a request is a message and its echo, `depth` of them under way on a connection."""
+    """Load by `peers/websocket_client.py`. A request is a message and its echo, `depth` of them in flight per connection."""
     script = LOADTESTS / "peers" / "websocket_client.py"
     before = server.cpu()
     done = _client([sys.executable, str(script), *map(str, (server.port, seconds, connections, depth))], seconds + 30)
     after = server.cpu()
     if not done.stdout.startswith("summary "):
-        raise RuntimeError(f"the client said: {done.stdout}{done.stderr}")
+        raise RuntimeError(f"the client failed: {done.stdout}{done.stderr}")
     return _load(json.loads(done.stdout.removeprefix("summary ")), after - before)
 
 
@@ -311,13 +313,13 @@ def ab(server: Server, requests: int, *, concurrency: int = 100, cpu: int = CLIE
         before = server.cpu()
         done = _client(argv, 120, cpu)
         after = server.cpu()
-        # ab's own table rounds to milliseconds; the file has fractions. Line 1 names the columns; p100 is missing.
+        # ab's own table rounds to milliseconds; this file does not. Its first line names the columns; p100 is missing.
         rows = [line.split(",") for line in Path(percentiles.name).read_text().splitlines()[1:]]
 
     def number(pattern: str) -> float:
         found = re.search(pattern, done.stdout)
         if not found:
-            raise RuntimeError(f"ab said: {done.stdout}{done.stderr}")
+            raise RuntimeError(f"ab failed: {done.stdout}{done.stderr}")
         return float(found[1])
 
     times = {int(row[0]): float(row[1]) / 1e3 for row in rows}
@@ -334,7 +336,7 @@ def ab(server: Server, requests: int, *, concurrency: int = 100, cpu: int = CLIE
 
 
 def netstat_counters() -> dict[str, int]:
-    """The kernel's TCP counters that tell the story of a full accept queue, from /proc/net/netstat and /proc/net/snmp."""
+    """The kernel's TCP counters that show a full accept queue, from /proc/net/netstat and /proc/net/snmp."""
     counters: dict[str, int] = {}
     for file in ("netstat", "snmp"):
         lines = Path(f"/proc/net/{file}").read_text().splitlines()
@@ -355,29 +357,29 @@ def median_load(loads: Sequence[Load]) -> dict[str, float]:
 
 
 def need(*tools: str) -> None:
-    """Leave with one line where a tool is missing."""
+    """Exit with a one-line message if a tool is missing."""
     packages = {"ab": "apache2-utils", "taskset": "util-linux"}
     for tool in tools:
         if shutil.which(tool) is None:
-            sys.exit(f"{tool} is needed and not on the PATH; on Debian: apt-get install {packages.get(tool, tool)}")
+            sys.exit(f"{tool} is required but not on the PATH; on Debian: apt-get install {packages.get(tool, tool)}")
 
 
 def plots(directory: str) -> Path:
-    """The value of an option `--plots`, refused where nothing could draw them: before anything is measured."""
+    """The type of the option `--plots`. It is rejected before anything is measured if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
-        raise argparse.ArgumentTypeError("matplotlib is needed (the extra `load`)")
+        raise argparse.ArgumentTypeError("matplotlib is required (the extra `load`)")
     return Path(directory)
 
 
 def machine(python: str) -> dict[str, str]:
-    """What the figures depend on besides the code."""
+    """What the figures depend on, apart from the code."""
     about = "import platform; print(platform.python_implementation(), platform.python_version(), platform.python_compiler())"
     version = subprocess.run([python, "-c", about], capture_output=True, text=True, check=True).stdout.strip()
     describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     load = os.getloadavg()[0]
     if load > 0.5:
-        print(f"the machine is not idle (load average {load:.1f}): figures will be too high, rates too low", file=sys.stderr)
+        print(f"the machine is not idle (load average {load:.1f}): costs will be too high, rates too low", file=sys.stderr)
     return {
         "python": version,
         "kernel": platform.release(),
@@ -390,7 +392,7 @@ def machine(python: str) -> dict[str, str]:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table in Markdown, readable as it is: the first column to the left, figures to the right."""
+    """Print a Markdown table whose source is readable too: the first column is aligned left, the others right."""
     cells = [list(headings), *([f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -404,5 +406,5 @@ def save(name: str, result: Mapping[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\nwritten to {path.relative_to(REPOSITORY)}")
+    print(f"\nresult written to {path.relative_to(REPOSITORY)}")
     return path

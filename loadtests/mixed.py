@@ -1,7 +1,7 @@
-"""Does a quick request wait for somebody else's slow one? One worker with eight threads. Never a rate without its latency.
+"""Measures whether quick requests wait for slow ones: one worker, eight threads. Never shows a rate without its latency.
 
-First wrk asks for quick answers alone, then again while eight clients ask without pause for one that takes 100 ms.
-epollard's promise: more than half of the undisturbed rate; exit status 1 where it is less.
+First wrk sends quick requests alone, then again while eight clients keep sending a request that takes 100 ms. epollard promises
+more than half of the undisturbed rate; the exit status is 1 if it is less.
 """
 
 import argparse
@@ -16,11 +16,12 @@ import measure
 from peers.commands import PEERS, environment, server, versions
 
 SLOW_CLIENTS = 8
-# Eight threads for those that have another default.
+# Eight threads for the servers that have another default.
 THREADS = {"epollard": ["--threads", "8"], "granian": ["--blocking-threads", "8"]}
 
 
-def ask_slowly(port: int, over: threading.Event, taken: list[float]) -> None:
+def send_slow_requests(port: int, over: threading.Event, taken: list[float]) -> None:
+    """Send slow requests until `over` is set, and append to `taken` how many seconds each takes."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     while not over.is_set():
         began = time.monotonic()
@@ -30,21 +31,56 @@ def ask_slowly(port: int, over: threading.Event, taken: list[float]) -> None:
     connection.close()
 
 
-def main() -> int:
+def measure_server(started: measure.Server, seconds: int, connections: int) -> tuple[measure.Load, measure.Load, list[float]]:
+    """The load without and with slow requests, and how many seconds each slow one took, in ascending order."""
+    measure.wrk(started, 1, connections=connections)
+    quiet = measure.wrk(started, seconds, connections=connections)
+    over = threading.Event()
+    taken: list[float] = []
+    clients = [threading.Thread(target=send_slow_requests, args=(started.port, over, taken)) for _ in range(SLOW_CLIENTS)]
+    for client in clients:
+        client.start()
+    while len(taken) < SLOW_CLIENTS and any(client.is_alive() for client in clients):
+        time.sleep(0.01)
+    taken.clear()
+    busy = measure.wrk(started, seconds, connections=connections)
+    slow = sorted(taken)
+    over.set()
+    for client in clients:
+        client.join()
+    return quiet, busy, slow
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; `peers` is a list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", default="epollard", help=f"comma-separated, some of epollard, {', '.join(PEERS)}")
-    parser.add_argument("--seconds", type=int, default=4, help="of load, twice for each server")
-    parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--python", default=sys.executable, help="the interpreter for all")
-    parser.add_argument("--venv", type=Path, help="the peers' environment; default: below ~/.cache, one for each interpreter")
+    parser.add_argument(
+        "--peers",
+        default="epollard",
+        help=f"the servers to measure, separated by commas: epollard, {', '.join(PEERS)} (default: epollard)",
+    )
+    parser.add_argument(
+        "--seconds", type=int, default=4, help="duration of each load; each server has two (default: %(default)s)"
+    )
+    parser.add_argument("--connections", type=int, default=64, help="connections of wrk (default: %(default)s)")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that runs all servers")
+    parser.add_argument(
+        "--venv", type=Path, help="the peers' virtual environment (default: below ~/.cache, one for each interpreter)"
+    )
     arguments = parser.parse_args()
+    arguments.peers = arguments.peers.split(",")
+    if unknown := {*arguments.peers} - {"epollard", *PEERS}:
+        parser.error(f"no such peer: {', '.join(unknown)}")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
     measure.need("wrk", "taskset")
     os.sched_setaffinity(0, {measure.CLIENT_CPU})
 
-    names = arguments.peers.split(",")
-    if unknown := {*names} - {"epollard", *PEERS}:
-        parser.error(f"no such peer: {', '.join(unknown)}")
-    # Without peers no environment is made where the interpreter's own directory has a `python` in it.
+    names: list[str] = arguments.peers
+    # Without peers no environment is needed, if the interpreter's own directory has a `python` in it.
     alone = names == ["epollard"] and Path(arguments.python).with_name("python").exists()
     bin = Path(arguments.python).parent if alone else environment(arguments.python, arguments.venv)
     measure.own_network()
@@ -55,25 +91,11 @@ def main() -> int:
     status = 0
     for name in names:
         with server(name, bin, "mixed", THREADS.get(name, ())) as started:
-            measure.wrk(started, 1, connections=arguments.connections)
-            quiet = measure.wrk(started, arguments.seconds, connections=arguments.connections)
-            over = threading.Event()
-            taken: list[float] = []
-            clients = [threading.Thread(target=ask_slowly, args=(started.port, over, taken)) for _ in range(SLOW_CLIENTS)]
-            for client in clients:
-                client.start()
-            while len(taken) < SLOW_CLIENTS and any(client.is_alive() for client in clients):
-                time.sleep(0.01)
-            taken.clear()
-            busy = measure.wrk(started, arguments.seconds, connections=arguments.connections)
-            slow = sorted(taken)
-            over.set()
-            for client in clients:
-                client.join()
+            quiet, busy, slow = measure_server(started, arguments.seconds, arguments.connections)
         ratio = busy.rate / quiet.rate
         if name == "epollard" and ratio <= 0.5:
             status = 1
-        result[name] = {"alone": quiet.as_dict(), "beside_slow": busy.as_dict(), "ratio": round(ratio, 3), "slow_seconds": slow}
+        result[name] = {"alone": quiet.as_dict(), "with_slow": busy.as_dict(), "ratio": round(ratio, 3), "slow_seconds": slow}
         rows.append(
             [
                 *(name, f"{quiet.rate:.0f}", f"{busy.rate:.0f}", f"{ratio:.2f}"),

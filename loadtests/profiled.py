@@ -1,6 +1,6 @@
-"""An application whose worker counts the calls it makes, for calls.py. Never imported but by a worker before its threads start.
+"""An application whose worker counts its own calls, for calls.py. Import it only in a worker, before its threads start.
 
-The profile function is set for this thread and for those to come, so that whoever leads the loop is counted.
+The profile function is set for this thread and for all later ones, so that every thread that turns the loop is counted.
 """
 
 import json

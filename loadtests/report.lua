@@ -1,4 +1,4 @@
--- Prints wrk's summary as one line of JSON, for measure.py. Scripts that shape requests load this file too.
+-- Prints wrk's summary as one line of JSON, for measure.py. The scripts that make requests load this file too.
 function done(summary, latency, requests)
   local errors = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout + summary.errors.status
   io.write(string.format(
