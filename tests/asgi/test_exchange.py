@@ -1,6 +1,8 @@
 """An ASGI application's call for an HTTP request: which state follows which event, and which bytes are sent.
 
 The states are those of the table in `epollard.asgi.exchange`, in its order: call, body, response, client.
+
+Long: the rows of one table.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""From the bytes of a head to an ASGI `scope`, held against the specification. No socket but for its name."""
+"""From the bytes of a head to an ASGI `scope`, as the specification requires. Of the socket only the name is needed."""
 
 import socket
 from types import SimpleNamespace
