@@ -55,7 +55,7 @@ TESTED_ELSEWHERE = {
     "management/ctl": ["server/test_admin.py", "container/test_image.py"],
     "net/contracts": ["server/test_access_log.py"],
 }
-NO_MODULE = {"layers", "deployment", "docs"}  # tests/test_NAME.py of something other than a module
+NO_MODULE = {"layers", "words", "deployment", "docs"}  # tests/test_NAME.py of something other than a module
 
 
 def dotted(path: Path) -> str:
@@ -239,3 +239,28 @@ def test_every_test_states_its_promise(path: Path):
         and not ast.get_docstring(node)
     ]
     assert not silent
+
+
+CHECKED = [path for path in EVERYWHERE if not name_of(path).startswith(("loadtests/", "tests/container/"))]
+
+# Functions and files that are longer than these state the reason in their docstring, in a sentence that begins with "Long:".
+LONG_FUNCTION, LONG_FILE = 40, 500
+LONGEST_FUNCTION = 60  # lines, whatever the reason
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=name_of)
+def test_functions_are_short(path: Path):
+    """No function has more than 60 lines, and one with more than 40 states the reason."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= LONGEST_FUNCTION, f"{node.name} has {lines} lines"
+            if lines > LONG_FUNCTION:
+                assert "Long:" in (ast.get_docstring(node) or ""), f"{node.name} has {lines} lines and states no reason"
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=name_of)
+def test_long_files_state_the_reason(path: Path):
+    """A file with more than 500 lines states the reason in its docstring."""
+    lines = len(path.read_text("utf-8").splitlines())
+    assert lines <= LONG_FILE or "Long:" in (ast.get_docstring(tree(path)) or ""), f"{lines} lines"

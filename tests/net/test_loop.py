@@ -1,4 +1,7 @@
-"""The loop with real descriptors: triggers, order, other threads, and an asyncio loop as its guest. No server."""
+"""The loop with real descriptors: triggers, order, other threads, and an asyncio loop as its guest. No server.
+
+Long: one class, which is a loop, a selector, and safe to hand from thread to thread.
+"""
 
 import asyncio
 import contextlib
@@ -364,7 +367,10 @@ def test_close_closes_the_descriptors():
 
 
 def test_it_is_a_selector_like_the_standard_one(loop, pair):
-    """Keys, events and errors equal those of `selectors.EpollSelector`, step by step."""
+    """Keys, events and errors equal those of `selectors.EpollSelector`, step by step.
+
+    Long: one history, in which each step starts from the state that the step before has left.
+    """
     ours, theirs = pair
     with selectors.EpollSelector() as standard:
 

@@ -101,7 +101,6 @@ class WorkerContext:
         self.watch_mask = IN | self.flags | (RDHUP if notify_disconnects or trigger == "edge" else 0)
         # TCP_CORK (tcp(7)) is on. It is drawn after each response, or the kernel would hold back the end for 200 ms.
         self.corked = corked
-
         # The fast path sends a response and needs no more: neither to ask for the next event, nor to draw a cork, nor to close.
         self.fast_path = not self.oneshot and not corked
         self.known = reader.known if self.fast_path else {}
