@@ -3,31 +3,31 @@
 The application's first step runs in the turn of the loop that read the request. If it answers within that step, the response
 goes back as bytes, as in WSGI; from then on the exchange writes to its connection itself.
 
-An exchange is in one state of each of four kinds. Each kind only moves forward, except between ARRIVING and HELD, and each
-transition stands in the one method that is named here:
+An exchange is in one state of each of four kinds. Each kind only moves forward, except between ARRIVING and HELD. The method in
+parentheses makes the transition:
 
-    call      FIRST_STEP  the first step runs          -> LATE (`begin`, the step is over), RETURNED (`run`)
-              LATE        it waits, or runs again      -> RETURNED (`run`)
+    call      FIRST_STEP  the first step runs                   -> LATE (`begin`: the step is over), RETURNED (`run`)
+              LATE        it waits, or runs again               -> RETURNED (`run`)
               RETURNED    the application has returned
 
-    body      EXPECTED    the client wants to read "100 Continue" first   -> ARRIVING, LOST (`_ask_for_body`, from `receive`)
-    (of the   ARRIVING    it is read as it comes                          -> HELD (`feed`), WHOLE (`end`)
-    request)  HELD        the application takes less than comes, so
-                          nothing is read                                 -> ARRIVING (`_take_body`), WHOLE (`end`)
-              WHOLE       all of it is here                               -> CONSUMED (`_take_body`)
-              CONSUMED    the application has all of it
-              LOST        the response began first, so it will never come
+    body      WHOLE       all of it is here, or there is none   -> CONSUMED (`_take_body`)
+    (of the   CONSUMED    the application has all of it
+    request)  EXPECTED    the client waits for "100 Continue"   -> ARRIVING or LOST (`_ask_for_body`)
+              ARRIVING    it is read as it comes                -> HELD (`feed`), WHOLE (`end`)
+              HELD        more has come than the application
+                          takes, so it is not read              -> ARRIVING (`_take_body`), WHOLE (`end`)
+              LOST        a response has begun without it, so the client will not send it
 
-    response  AWAITED     the application has sent nothing                -> STARTED (`send`), OPEN (`_open`, for a 500)
-              STARTED     its head is known, and waits for a body         -> OPEN (`_open`)
-              OPEN        its head is sent                                -> DONE (`_finish`)
-              DONE        it is complete, or has been given up
+    response  AWAITED     the application has sent nothing      -> STARTED (`send`), OPEN (`_open`: a 500), DONE (`_finish`)
+              STARTED     its head is known, and not yet sent   -> OPEN (`_open`), DONE (`send`: the usual response, `_finish`)
+              OPEN        its head has been sent                -> DONE (`_finish`)
+              DONE        it is complete, or was given up
 
-    client    PRESENT     it listens, and may still say something         -> LEFT (`on_disconnect`), GONE (`abort`)
-              LEFT        it says nothing more; it may still listen       -> GONE (`abort`)
-              GONE        nothing may be sent to it any longer
+    client    PRESENT     it listens, and may send more         -> LEFT (`on_disconnect`), GONE (`abort`, `dismiss`)
+              LEFT        it sends nothing more; it may listen  -> GONE (`abort`)
+              GONE        nothing may be sent to it
 
-`send` takes the usual response from STARTED to DONE at once, and `dismiss` makes a client GONE whose stream it has ended.
+The body begins as WHOLE, unless `read_body` finds that it is still to come: then as EXPECTED or ARRIVING.
 
 Long: one class, whose states belong together, and their table.
 """
