@@ -296,7 +296,7 @@ class HTTPExchange:
         cancelled = isinstance(error, asyncio.CancelledError)
         if isinstance(error, ClientDisconnected) or (cancelled and gone):
             log.debug(f"the client left in the middle of {where}")
-        elif gone and _is_of_leaving(error):
+        elif gone and _caused_by_disconnect(error):
             log.info(f"the client left in the middle of {where}, and the application raised {type(error).__name__}")
         elif cancelled and self.runner.stopping:
             log.info(f"cut short by a stop: {where}")
@@ -530,11 +530,11 @@ def _piece(fd: int, offset: int | None, count: int | None) -> tuple[int, int]:
     return start, count
 
 
-def _is_of_leaving(error: BaseException | None) -> bool:
+def _caused_by_disconnect(error: BaseException | None) -> bool:
     """Whether `ClientDisconnected` is its root cause: frameworks raise exceptions of their own from it, or groups of it."""
     while error is not None and not isinstance(error, ClientDisconnected):
         if isinstance(error, BaseExceptionGroup):
-            return all(map(_is_of_leaving, error.exceptions))
+            return all(map(_caused_by_disconnect, error.exceptions))
         error = error.__cause__ or error.__context__
     return error is not None
 
