@@ -247,7 +247,7 @@ class HTTPExchange:
         return self.client != GONE
 
     def feed(self, content: bytes) -> None:
-        """See `Sink`."""
+        """See `contracts.BodySink`."""
         self._pieces.append(content)
         self._size += len(content)
         if self._size > LOW and self.body == ARRIVING and self.call != FIRST_STEP:
@@ -257,7 +257,7 @@ class HTTPExchange:
             self._wake()
 
     def end(self) -> bytes | None:
-        """See `Sink`."""
+        """See `contracts.BodySink`."""
         self.body = WHOLE
         if self.call != FIRST_STEP:
             self.connection.attach(self)
@@ -266,13 +266,13 @@ class HTTPExchange:
         return None
 
     def abort(self) -> bool:
-        """See `Sink`."""
+        """See `contracts.BodySink`."""
         self.client = GONE
         self._wake()
         return self.response >= OPEN
 
     def on_disconnect(self) -> None:
-        """See `DisconnectSink`."""
+        """See `contracts.DisconnectSink`."""
         self.client = LEFT
         self._wake()
 

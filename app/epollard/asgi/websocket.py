@@ -235,7 +235,7 @@ class WebSocketExchange:
     # The sink of the connection.
 
     def feed(self, content: bytes) -> None:
-        """See `UpgradedProtocol`."""
+        """See `contracts.UpgradedProtocol`."""
         self._pinged = False
         connection = self.connection
         receiver = self._receiver
@@ -258,22 +258,19 @@ class WebSocketExchange:
         if self._state == CLOSING:  # a client that goes on talking gains no time
             connection.set_deadline(self._deadline)
 
-    def end(self) -> None:
-        """Never called: a WebSocket ends by its own frames."""
-
     def abort(self) -> bool:
-        """See `UpgradedProtocol`: the connection is closed."""
+        """See `contracts.UpgradedProtocol`: the connection is closed."""
         self._end(ABNORMAL, "")
         return True
 
     def on_disconnect(self) -> None:
-        """See `DisconnectSink`: the client says nothing more. What it has said before can still be received."""
+        """See `contracts.DisconnectSink`: the client says nothing more. What it has said before can still be received."""
         if self._state == CONNECTING:
             self._end(ABNORMAL, "")
             self.connection.close()
 
     def on_deadline(self) -> None:
-        """See `UpgradedProtocol`: the client is silent. Ping it; if it stays silent after that, it is gone."""
+        """See `contracts.UpgradedProtocol`: the client is silent. Ping it; if it stays silent after that, it is gone."""
         connection = self.connection
         if self._state != OPEN:
             connection.close()

@@ -30,7 +30,7 @@ from ..protocol.body import ChunkedBody, LengthBody
 from ..protocol.grammar import ProtocolError
 from ..protocol.request import Fields, Request
 from .context import NEVER, RECEIVE, WorkerContext
-from .contracts import DisconnectSink, Sink, UpgradedProtocol
+from .contracts import BodySink, DisconnectSink, Sink, UpgradedProtocol
 from .loop import ERR, HUP, IN, OUT, RDHUP
 from .write_buffer import DONTWAIT, FLUSH_TURN, File, WriteBuffer
 
@@ -481,9 +481,8 @@ class Connection:
     def _feed(self, data: bytes) -> bytes | None:
         """Give bytes to the body. Returns the answer of the sink, once the body is complete."""
         decoder = self.decoder
-        sink = self.sink
+        sink: Any = self.sink  # a `BodySink`, as there is a body
         assert decoder is not None
-        assert sink is not None
         content = decoder.feed(data)
         try:
             if content:
@@ -498,7 +497,8 @@ class Connection:
         self.sink = None
         self.due = NEVER
         self._become(HEAD)
-        return sink.end()
+        answer: bytes | None = sink.end()
+        return answer
 
     def _take_body(self, data: bytes) -> None:
         try:
@@ -554,7 +554,7 @@ class Connection:
                 self.due = self.context.stream_due if self.decoder is None else self.context.body_due
             self._listen()
 
-    def attach(self, sink: Sink) -> None:
+    def attach(self, sink: BodySink | UpgradedProtocol) -> None:
         """From now on `sink` gets the request's body, and is notified about the client."""
         self.sink = sink
 

@@ -1,6 +1,6 @@
 """What connections and application interfaces promise each other. Protocols, and the little that both interfaces share.
 
-A connection calls an `Application` with each request, and gives the request's body to a `Sink`. All but
+A connection calls an `Application` with each request, and gives the request's body to a `BodySink`. All but
 `Runner.post` is called on the loop's thread.
 """
 
@@ -18,16 +18,20 @@ AccessLogger = Callable[[str, Request, int, int, float], object]
 
 
 class Sink(Protocol):
-    """Receives the body of a request."""
+    """Receives what a client sends after a head."""
 
     def feed(self, content: bytes) -> None:
-        """Take a piece of the body. May raise `OSError`."""
+        """Take a piece of it. May raise `OSError`."""
+
+    def abort(self) -> bool:
+        """The rest will never come: the client left, or broke a rule. True: some of the response was sent."""
+
+
+class BodySink(Sink, Protocol):
+    """Receives the body of a request."""
 
     def end(self) -> bytes | None:
         """The body is complete. Returns as `Application` does."""
-
-    def abort(self) -> bool:
-        """The rest of the body will never come: the client left, or broke a rule. True: some of the response was sent."""
 
 
 class DisconnectSink(Sink, Protocol):

@@ -113,17 +113,17 @@ class Upload:
         self._spool = Spool()
 
     def feed(self, content: bytes) -> None:
-        """See `contracts.Sink`."""
+        """See `contracts.BodySink`."""
         self._spool.write(content)
 
     def end(self) -> bytes | None:
-        """See `contracts.Sink`."""
+        """See `contracts.BodySink`."""
         connection = self._connection
         connection.close_if_draining()  # draining may have begun since the head came
         return self._run(connection, self._request, self._spool.rewind())
 
     def abort(self) -> bool:
-        """See `contracts.Sink`."""
+        """See `contracts.BodySink`."""
         self._spool.close()
         return False
 
@@ -147,16 +147,16 @@ class ExpectedInput:
     # The sink, on the loop's thread.
 
     def feed(self, content: bytes) -> None:
-        """See `contracts.Sink`."""
+        """See `contracts.BodySink`."""
         self._spool.write(content)
 
     def end(self) -> None:
-        """See `contracts.Sink`."""
+        """See `contracts.BodySink`."""
         self._connection.defer()
         self._arrived.release()
 
     def abort(self) -> bool:
-        """See `contracts.Sink`."""
+        """See `contracts.BodySink`."""
         self._aborted = True
         exchange = self.exchange
         if exchange is not None:
