@@ -4,8 +4,8 @@ Handlers are plain callables, found by descriptor and registered with raw epoll 
 and one-shot are all possible. The object is also a `selectors.BaseSelector`: an asyncio loop that has it as its selector is a
 guest on this epoll.
 
-One thread turns the loop at a time, but not always the same one (see wsgi/threads.py): a handler may leave by an exception in
-the middle of a batch of events, and the thread that turns the loop next handles the rest of them.
+Only one thread turns the loop at a time, but not always the same one (see wsgi/threads.py): a handler may leave by an exception
+in the middle of a batch of events, and the thread that turns the loop next handles the rest of the batch.
 """
 
 import os
@@ -32,7 +32,7 @@ Handler = Callable[[int], object]
 
 
 class Loop(selectors.BaseSelector):
-    """One epoll. Create it after the fork: epoll follows open files, and would report those of the parent."""
+    """One epoll. Create it after the fork: epoll watches open files, not descriptors, and would report those of the parent."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -49,7 +49,7 @@ class Loop(selectors.BaseSelector):
         self.busy_since = 0.0  # time.monotonic() at the end of the last wait; 0 during one
         self.on_tick: Callable[[], object] = lambda: None  # once a second
         self.on_turn: Callable[[], object] | None = None  # before each wait
-        self.on_error: Callable[[Exception], object] = _raise  # a handler raised, and its descriptor was dropped
+        self.on_error: Callable[[Exception], object] = _raise  # a handler (now dropped) or posted callback raised
         self.stopped = False
         self.watch(self._eventfd, IN, self._on_eventfd)
 
@@ -61,7 +61,7 @@ class Loop(selectors.BaseSelector):
         self._handlers[fd] = handler
 
     def rewatch(self, fd: int, mask: int) -> None:
-        """Change the mask. This also asks again: what is ready now is reported, even if edge-triggered or one-shot."""
+        """Change the mask. Also with the same mask, what is ready now is reported again, even if edge-triggered or one-shot."""
         self._epoll.modify(fd, mask)
 
     def rehandle(self, fd: int, handler: Handler) -> None:
@@ -69,7 +69,7 @@ class Loop(selectors.BaseSelector):
         self._handlers[fd] = handler
 
     def unwatch(self, fd: int) -> None:
-        """Forget `fd` before it is closed. Needed if another process holds the same open file: epoll would still report it."""
+        """Forget `fd` before it is closed. Needed if another process has the same file open: epoll would still report it."""
         del self._handlers[fd]
         self._epoll.unregister(fd)
 
@@ -90,7 +90,7 @@ class Loop(selectors.BaseSelector):
         if wait <= 0:
             self._next_tick = now + TICK
             self.on_tick()
-            wait = 0  # a guest's tasks that the tick has woken must not wait for an event
+            wait = 0  # the tick may have woken tasks of a guest, which must not wait for an event
         if timeout is not None and timeout < wait:
             wait = max(timeout, 0)
         if self._posted:
@@ -106,7 +106,7 @@ class Loop(selectors.BaseSelector):
         """Handle the events that are left of the batch, then call the posted callbacks."""
         handlers = self._handlers
         for fd, events in self._batch:
-            # An earlier handler of the batch may have closed this descriptor, or reused its number: handlers tolerate that.
+            # An earlier handler may have closed this descriptor. Its number may have been reused, which handlers tolerate.
             try:
                 handler = handlers[fd]
             except KeyError:
@@ -114,7 +114,7 @@ class Loop(selectors.BaseSelector):
             try:
                 handler(events)
             except Exception as error:
-                # Dropped, because a level-triggered event would raise the same error for ever.
+                # A level-triggered event would raise the same error for ever, so the descriptor is dropped.
                 self._drop(fd)
                 self.on_error(error)
         posted = self._posted
@@ -131,7 +131,7 @@ class Loop(selectors.BaseSelector):
             self.turn()
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """Call `callback` in this turn or the next. The one method that any thread may call."""
+        """Call `callback` in this turn or the next. Any thread may call this and `wake`, and no other method."""
         self._posted.append((callback, arguments))
         self.wake()
 
@@ -143,7 +143,7 @@ class Loop(selectors.BaseSelector):
 
     def _on_eventfd(self, events: int) -> None:
         os.eventfd_read(self._eventfd)
-        self._woken = False  # before the posted callbacks run: one that is posted from here on must wake the loop again
+        self._woken = False  # before the posted callbacks run: a callback that is posted from here on must wake the loop again
 
     # selectors.BaseSelector, for a guest.
 
@@ -175,13 +175,13 @@ class Loop(selectors.BaseSelector):
         return key
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Turn once; return the guest's own keys that are ready (see `selectors.BaseSelector.select`)."""
+        """Turn once. Returns those of the guest's keys that are ready (see `selectors.BaseSelector.select`)."""
         self._ready = []
         self.turn(timeout)
         return self._ready
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        """The guest's keys. Iterates over descriptors; lookups accept file objects, too."""
+        """The guest's keys: iteration yields descriptors, a lookup accepts file objects as well."""
         return _Keys(self)
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:
@@ -190,7 +190,7 @@ class Loop(selectors.BaseSelector):
             return self._keys[_descriptor(fileobj)]
         except (KeyError, ValueError):
             for key in self._keys.values():
-                if key.fileobj is fileobj:  # closed already, so it no longer has a descriptor
+                if key.fileobj is fileobj:  # it is closed already, so it no longer has a descriptor
                     return key
             raise KeyError(f"{fileobj!r} is not registered") from None
 
@@ -207,7 +207,7 @@ class Loop(selectors.BaseSelector):
         try:
             self._epoll.unregister(fd)
         except OSError:
-            pass  # closed meanwhile, so that epoll has forgotten it
+            pass  # it is closed, so epoll has forgotten it
 
     def _guest(self, key: selectors.SelectorKey) -> Handler:
         def ready(events: int) -> None:

@@ -1,10 +1,10 @@
-"""Leader and followers: the threads of a WSGI worker. One of them turns the loop; which one changes; no request ever moves.
+"""Leader and followers: the threads of a WSGI worker. They take turns at turning the loop; a request never changes its thread.
 
 A thread that runs application code is in one of three states:
 
     leader          turns the loop and calls the application inline: a quick request pays for no queue and no hand-over
     follower        waits for a job: to lead, or to serve a request that is known to be slow
-    off the loop    runs a request without the loop, touches no socket, and posts to the loop what is to be sent
+    off the loop    runs a request without the loop: it touches no socket, and posts to the loop what is to be sent
 
     follower  --- promoted -------------------------------------> leader
     leader    --- the watcher revokes its lease (lease.py) -----> off the loop
@@ -12,11 +12,10 @@ A thread that runs application code is in one of three states:
     follower  --- given a request ------------------------------> off the loop
     off the loop  --- its request is over ----------------------> follower
 
-The watcher is one thread more, and never runs application code. It looks at the leader's lease once in `SLOW_AFTER`. Where it
+The watcher is one more thread, which never runs application code. It looks at the leader's lease once in `SLOW_AFTER`. If it
 sees the same call twice, it revokes the lease and makes a follower the leader. When the slow code returns, its thread finds the
-lease revoked: that is how it learns that it leads no longer. Where no follower waits, the watcher turns the loop itself:
-connections are accepted, read, written and judged as ever, and requests wait for a thread. So `threads=1` is strictly one
-request at a time.
+lease revoked, and so learns that it no longer leads. If no follower waits, the watcher turns the loop itself: connections are
+accepted, read, judged and written as always, and requests wait for a thread. So `threads=1` is strictly one request at a time.
 """
 
 import io
@@ -38,17 +37,18 @@ from .exchange import App, Exchange, Runner
 from .input import ExpectedInput, Upload
 from .lease import LoopLease
 
-# Seconds after which a call counts as slow and loses the loop. The watcher looks once in this time, so it may be twice as long.
+# Seconds after which a call counts as slow and loses the loop. The watcher looks once in this time, so a call may take twice as
+# long.
 SLOW_AFTER: Final = 0.004
-# Seconds after which a request without the loop counts as long: a stream, a poll. Where long ones have all threads but the
-# leader's, nothing is gained by keeping that one for quick requests: a request whose path was slow once would never be served.
+# Seconds after which a request without the loop counts as long: a stream, a poll. While long requests have every thread but the
+# leader's, the leader takes slow requests as well: a request whose path was slow once would otherwise never be served.
 LONG_AFTER: Final = 0.15
-# Times that the watcher finds no call running, one after another, before it sleeps until the leader wakes it.
+# Times in a row that the watcher finds no call running before it sleeps until the leader wakes it.
 QUIET_CHECKS: Final = 25
 # Paths whose last call was slow; they go to a follower at once.
 MAX_SLOW_PATHS: Final = 1024
 
-Job = tuple[Connection, Request, Any]  # the last one is the input: a body that is there or will be, or None
+Job = tuple[Connection, Request, Any]  # the last one is the body, which is here or still to come, or None
 
 
 class LoopLostError(BaseException):
@@ -74,9 +74,9 @@ class LeaderFollowers(Runner):
         self._pending: deque[Job] = deque()  # requests that wait for a leader
         self._pending_slow: deque[Job] = deque()  # requests that are known to be slow, and wait for a follower
         self._leases: list[LoopLease[Exchange]] = []  # one for each thread that runs application code
-        self._promised: LoopLease[Exchange] = LoopLease()  # stands for a follower that is promoted and has not begun
+        self._promised: LoopLease[Exchange] = LoopLease()  # stands for a follower that is promoted and does not lead yet
         self._leader: LoopLease[Exchange] | None = self._promised  # None: the watcher turns the loop
-        self._waiting: list[None] = []  # one for each follower that waits: a thread that pops one may put one job
+        self._waiting: list[None] = []  # one for each follower that waits; to pop one is to reserve it: then give it a job
         self._jobs: SimpleQueue[Job | bool | None] = SimpleQueue()  # True: lead; None: end
         self._watcher_wakeup: SimpleQueue[None] = SimpleQueue()
         self._watcher_sleeps = False
@@ -108,23 +108,23 @@ class LeaderFollowers(Runner):
         self.loop.stopped = True
 
     def stop_if_idle(self) -> bool:
-        """See `contracts.Interface`. A call of WSGI keeps its connection until it ends, so there are no calls either."""
+        """See `contracts.Interface`. A WSGI call keeps its connection until it ends: without connections there are no calls."""
         self.stop()
         return True
 
     def alive(self, now: float) -> float:
-        """See `contracts.Interface`. It cannot serve as long as requests wait for a thread and all threads are busy."""
+        """See `contracts.Interface`. A worker cannot serve while requests wait for a thread and all threads are busy."""
         return self._progress if self._leader is None and self._pending else now
 
     def busy_seconds(self, now: float) -> tuple[float, float]:
-        """See `contracts.Interface`. The other threads are those that slow requests may have."""
+        """See `contracts.Interface`. The other threads: all but one, which slow requests may have."""
         off_loop = sum(lease.seconds(now) for lease in self._leases) / max(self.threads - 1, 1)
         return now - self.loop.waited, off_loop
 
     # contracts.Application, on the loop's thread.
 
     def answer(self, connection: Connection, request: Request, body: Any = None) -> bytes | None:
-        """Answer a request. Long: the fast path, which contains what it could call (50 ns for each call)."""
+        """Answer a request. Long: this is the fast path, which contains what it could call (a call costs 50 ns)."""
         lease = self._leader
         if lease is None or (self._slow_paths and request.line.path in self._slow_paths and self._is_for_follower()):
             self._postpone((connection, request, body))
@@ -184,11 +184,11 @@ class LeaderFollowers(Runner):
         return self._send_by_exchange(exchange, result, error)
 
     def answer_with_body(self, connection: Connection, request: Request, body: bytes) -> bytes | None:
-        """Answer a request whose body is there."""
+        """Answer a request whose body is here."""
         return self.answer(connection, request, io.BytesIO(body))
 
     def answer_streaming(self, connection: Connection, request: Request) -> bytes | None:
-        """Answer a request with a body: when the body is there, or at once where the client waits for "100 Continue"."""
+        """Answer a request whose body is to come: once the body is here, or at once if the client waits for "100 Continue"."""
         if request.fields.expect:
             body = ExpectedInput(connection, request)
             connection.attach(body)
@@ -197,7 +197,7 @@ class LeaderFollowers(Runner):
         return connection.read_body(connection.closing, False)
 
     def _send_by_exchange(self, exchange: Exchange, result: Iterable[bytes], error: BaseException | None) -> bytes:
-        """The slow path of `answer`: the exchange sends what the application returned, or a 500 for what it raised."""
+        """The slow path of `answer`: the exchange sends what the application returned, or deals with what it raised."""
         exchange.in_application = False
         if error is not None:
             exchange.fail(error)
@@ -231,7 +231,7 @@ class LeaderFollowers(Runner):
         return True
 
     def _reserve_follower(self) -> bool:
-        """Reserve a waiting follower, which then must be given a job. On any thread."""
+        """Reserve a waiting follower, if there is one; it must then be given a job. On any thread."""
         try:
             self._waiting.pop()
         except IndexError:
@@ -239,18 +239,18 @@ class LeaderFollowers(Runner):
         return True
 
     def _is_for_follower(self) -> bool:
-        """Whether a request that is known to be slow is left to the followers: the last thread is kept for quick ones."""
+        """Whether to leave a request that is known to be slow to the followers, so that the leader is free for quick ones."""
         return self.threads > 1 and not self._followers_are_taken()
 
     def _followers_are_taken(self) -> bool:
-        """Long requests have every thread but the leader's. On any thread."""
+        """Whether long requests have every thread but the leader's. On any thread."""
         if self._waiting:
             return False
         since = time.monotonic() - LONG_AFTER
         return all(0 < lease.off_loop_since < since for lease in self._leases if lease is not self._leader)
 
     def _postpone(self, job: Job) -> None:
-        """The request waits: for a leader where there is none, else for a follower."""
+        """Let the request wait: for a follower or, if there is no leader, for a leader."""
         connection = job[0]
         connection.defer()
         if self._leader is None:
@@ -262,7 +262,7 @@ class LeaderFollowers(Runner):
             self._wake_watcher()
 
     def _dispatch_slow(self) -> None:
-        """Give slow requests to waiting followers. On any thread, whenever there may be both."""
+        """Give slow requests to waiting followers. On any thread, whenever both may be waiting."""
         while self._pending_slow and self._reserve_follower():
             try:
                 self._jobs.put(self._pending_slow.popleft())
@@ -270,7 +270,7 @@ class LeaderFollowers(Runner):
                 self._waiting.append(None)
 
     def _lead_slow(self) -> None:
-        """The leader runs a request that waits for a follower, where none will come."""
+        """The leader runs a request that waits for a follower, if none is going to be free soon."""
         if self._pending_slow and self._leader is not None and self._followers_are_taken():
             self._lead_pending(self._pending_slow)
 
@@ -310,7 +310,7 @@ class LeaderFollowers(Runner):
         """Turn the loop. True: it is stopped. False: another thread turns it now."""
         lease.renew()
         self._leader = lease
-        self._dispatch_slow()  # to threads that became free while the watcher turned the loop
+        self._dispatch_slow()  # threads may have become free while the watcher turned the loop
         try:
             while self._pending:
                 self._lead_pending(self._pending)
@@ -326,7 +326,7 @@ class LeaderFollowers(Runner):
         lease.end_request(now)
         self._waiting.append(None)
         if self._leader is None:
-            self.loop.wake()  # the watcher turns it, and makes this thread the leader
+            self.loop.wake()  # the watcher turns the loop: it is to make this thread the leader
         else:
             self._dispatch_slow()
         return self._jobs.get()
@@ -346,18 +346,18 @@ class LeaderFollowers(Runner):
         except BaseException as error:
             exchange.fail(error)
         else:
-            if type(result) is list:  # else its work may be to come
-                self._forget_if_quick(exchange)  # before the client has the response, and can ask again
+            if type(result) is list:  # otherwise the work may only begin when the result is iterated
+                self._forget_if_quick(exchange)  # before the client has the response and asks again
             exchange.send_result(result)
         self._forget_if_quick(exchange)
 
     def _forget_if_quick(self, exchange: Exchange) -> None:
-        """After a quick call its path counts as slow no longer."""
+        """After a quick call, its path no longer counts as slow."""
         if time.perf_counter() - exchange.started < SLOW_AFTER:
             self._slow_paths.pop(exchange.request.line.path, None)
 
     def _end_threads(self) -> None:
-        """The loop is stopped: every thread ends when it has no request."""
+        """The loop is stopped: each thread ends once it has no request."""
         self._ended = True
         for _ in range(self.threads):
             self._jobs.put(None)
@@ -406,7 +406,7 @@ class LeaderFollowers(Runner):
         self._watcher_sleeps = False
 
     def _move_loop_on(self, slow: Exchange) -> None:
-        """This thread has taken the loop from a slow call: a follower gets it, or this thread turns it until one can."""
+        """The watcher has taken the loop from a slow call: it gives it to a follower, or turns it until one is free."""
         slow.connection.defer()
         if len(self._slow_paths) >= MAX_SLOW_PATHS:
             self._slow_paths.clear()
@@ -427,7 +427,7 @@ class LeaderFollowers(Runner):
 
 
 def _still_wanted(job: Job) -> bool:
-    """Whether the client of a request that had to wait is still there. If not, the body that came is given back."""
+    """Whether the client of a request that had to wait is still there. If not, the request's body is closed."""
     connection, _, body = job
     if connection.closed and body is not None:
         body.close()
