@@ -274,6 +274,7 @@ def peak(receiver: Receiver, pieces: Iterable[bytes]) -> tuple[int, list[tuple[i
         tracemalloc.stop()
 
 
+@pytest.mark.no_cover
 def test_a_decompression_bomb_is_stopped():
     """Of 64 MiB that are compressed to 64 KiB, little more than the limit is decompressed."""
     packer = zlib.compressobj(9, wbits=-15)
@@ -285,6 +286,7 @@ def test_a_decompression_bomb_is_stopped():
         assert taken < 1 << 20
 
 
+@pytest.mark.no_cover
 def test_fragments_take_no_more_than_their_bytes():
     """The memory for a message follows from its bytes, not from the number of its fragments."""
     fragments = sent(0x02, b"a") + (sent(0x00, b"b") + sent(0x00) * 3) * 10_000
@@ -295,6 +297,7 @@ def test_fragments_take_no_more_than_their_bytes():
     assert taken < 60_000
 
 
+@pytest.mark.no_cover
 def test_a_big_frame_is_not_copied_for_each_piece():
     """A frame of 16 MiB in pieces of 64 KiB takes at most about twice its size, when it is whole."""
     piece = bytes(1 << 16)
@@ -304,6 +307,7 @@ def test_a_big_frame_is_not_copied_for_each_piece():
     assert taken < 2.5 * (1 << 24)
 
 
+@pytest.mark.no_cover
 def test_compression_takes_no_memory_before_it_is_used():
     """A connection that has negotiated compression allocates its contexts with the first compressed message."""
     tracemalloc.start()

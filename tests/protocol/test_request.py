@@ -236,6 +236,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("name", "data", "size"), SLOW, ids=[row[0] for row in SLOW])
 def test_no_byte_is_expensive(name: str, data: bytes, size: int):
     """No byte takes more than a few microseconds to judge, so that no client can buy much CPU time with few bytes."""
@@ -243,6 +244,7 @@ def test_no_byte_is_expensive(name: str, data: bytes, size: int):
     assert seconds(lambda: corpus.feed(corpus.reader(), corpus.pieces(data, size))) < limit * len(data) + 2e-3
 
 
+@pytest.mark.no_cover
 def test_no_byte_of_a_long_head_is_expensive():
     """Nor does a byte behind 50,000 others, even if an expression that reads the whole head is known for its client."""
     reader = corpus.reader()
@@ -294,6 +296,7 @@ def test_frequent_field_names_are_compiled():
     assert shape.match("GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\n") is None
 
 
+@pytest.mark.no_cover
 def test_nothing_known_of_a_client_changes_a_judgement():
     """Every row has the same facts, or the same refusal, for a client whose last head was any of the good rows.
 
