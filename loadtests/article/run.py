@@ -1,9 +1,9 @@
-"""The article's questions, asked of its six servers and of epollard in one run. No figure here is of another day or machine.
+"""Measures what the article asks, on its servers and on epollard in one run. Never uses a figure of another day or machine.
 
 1. `ab -c 100`, HTTP/1.0, a new connection for each request: the article's servers, and epollard with every trigger and TCP
-   option. A connection costs the client more than the server, so ab, on a processor of its own, sets the rate and the servers
-   wait for it: look at the CPU time. With `--one-cpu` ab shares the server's processor, and the rate shows it too.
-2. Backlog 1, 50 and the system's: what becomes of a hundred clients that come at once, and what the kernel counts meanwhile.
+   option. A connection costs the client more than the server, so ab, on a processor of its own, limits the rate and the servers
+   wait for it: compare the CPU time. With `--one-cpu` ab shares the server's processor, and the rate shows the cost too.
+2. Backlog 1, 50 and the system's maximum: how long a hundred clients wait that connect at once, and the kernel's counters.
 """
 
 import argparse
@@ -21,16 +21,16 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import measure  # noqa: E402 - it lies one directory above
+import measure  # noqa: E402 - it is one directory above
 
 APPLICATION = HERE.parent / "peers"  # hello.py: the same 13 bytes
-SURVIVORS = ("blocking-loop", "level", "edge", "cork", "nodelay")  # those that answer more than one request
-PATIENCE = 20.0  # seconds that a client of a burst waits for its answer
-AB_REQUESTS = 40000  # two seconds or so: long enough that a client whose SYN was dropped comes back before the end
+SURVIVORS = ("blocking-loop", "level", "edge", "cork", "nodelay")  # the servers that do not exit after one request
+BURST_TIMEOUT = 20.0  # seconds that a client of a burst waits for its response
+AB_REQUESTS = 40000  # takes about two seconds: long enough that a client whose SYN was dropped comes back before the end
 TRIGGERS = ("level", "edge", "oneshot")
 TCP_OPTIONS = ("nodelay", "cork", "default")
 
-Start = Callable[[int], measure.Server]  # with a backlog
+Start = Callable[[int], measure.Server]  # takes the backlog
 
 
 def article(python: str, name: str) -> Start:
@@ -54,14 +54,14 @@ def system_backlog() -> int:
 
 
 def rates(python: str, rounds: int, requests: int, cpu: int) -> dict[str, dict[str, float]]:
-    """Question 1: the median over the rounds for each server, by its name."""
+    """Question 1: the median of the rounds, by the name of the server."""
     servers: dict[str, Start] = {f"article {name}": article(python, name) for name in SURVIVORS}
     for trigger in TRIGGERS:
         for option in TCP_OPTIONS:
             servers[f"epollard {trigger} {option}"] = epollard(python, "--trigger", trigger, "--tcp", option)
     loads: dict[str, list[measure.Load]] = {name: [] for name in servers}
     for turn in range(rounds):
-        # Every other round backwards: who is measured after whom must not matter.
+        # Every other round goes backwards, because the order of the servers must not matter.
         for name in list(servers)[:: -1 if turn % 2 else 1]:
             try:
                 with servers[name](system_backlog()) as server:
@@ -94,7 +94,10 @@ def print_rates(found: dict[str, dict[str, float]], rounds: int, requests: int, 
 
 
 def burst(port: int, clients: int) -> list[float]:
-    """Connect all at once, ask, read to the end. Seconds that each took; `PATIENCE` for those who had no answer by then."""
+    """Connect all clients at once, send a request each, and read to the end.
+
+    Returns how many seconds each client took: `BURST_TIMEOUT` if it had no response by then.
+    """
     waiting: dict[int, tuple[socket.socket, float]] = {}
     taken: list[float] = []
     with select.epoll() as poll:
@@ -106,7 +109,7 @@ def burst(port: int, clients: int) -> list[float]:
                 raise OSError(error, os.strerror(error))
             waiting[client.fileno()] = client, began
             poll.register(client, select.EPOLLOUT)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + BURST_TIMEOUT
         while waiting and time.monotonic() < deadline:
             for number, event in poll.poll(0.1):
                 client, began = waiting[number]
@@ -119,12 +122,12 @@ def burst(port: int, clients: int) -> list[float]:
                         continue
                     taken.append(time.monotonic() - began)
                 except OSError:
-                    taken.append(PATIENCE)
+                    taken.append(BURST_TIMEOUT)
                 del waiting[number]
                 client.close()
         for client, _ in waiting.values():
             client.close()
-    return taken + [PATIENCE] * len(waiting)
+    return taken + [BURST_TIMEOUT] * len(waiting)
 
 
 def backlogs(python: str, rounds: int, clients: int) -> list[dict[str, Any]]:
@@ -147,7 +150,7 @@ def backlogs(python: str, rounds: int, clients: int) -> list[dict[str, Any]]:
                     try:
                         load = measure.ab(server, AB_REQUESTS).as_dict()
                     except RuntimeError:
-                        load = {}  # ab gives up when nothing has happened for 30 s: a few clients hang, that is the story
+                        load = {}  # a few clients hang, and ab gives up when nothing has happened for 30 s
                     after = measure.netstat_counters()
             except RuntimeError as problem:
                 print(f"{name}, backlog {backlog}: {problem}", file=sys.stderr)
@@ -165,13 +168,13 @@ def backlogs(python: str, rounds: int, clients: int) -> list[dict[str, Any]]:
 
 
 def print_backlogs(rows: Sequence[dict[str, Any]], rounds: int, clients: int) -> None:
-    print(f"\n{clients} clients that connect at once, {rounds} times; then ab -c 100 -n {AB_REQUESTS}\n")
+    print(f"\n{clients} clients connect at once, {rounds} times; then ab -c 100 -n {AB_REQUESTS}\n")
 
     def cells(row: dict[str, Any]) -> list[object]:
         times: list[float] = row["seconds"]
         quantile = statistics.quantiles(times, n=100, method="inclusive")
-        # A client whose SYN was dropped tries again after 1 s, then 2 s and 4 s later: these steps are what the tail shows.
-        late = [sum(limit <= seconds for seconds in times) for limit in (0.9, 2.9, 6.9, PATIENCE)]
+        # A client whose SYN was dropped tries again after 1 s, then 2 s and 4 s later: the tail shows these steps.
+        late = [sum(limit <= seconds for seconds in times) for limit in (0.9, 2.9, 6.9, BURST_TIMEOUT)]
         return [
             *(row["server"], row["backlog"], *(f"{seconds * 1e3:.1f}" for seconds in (quantile[49], quantile[98], times[-1]))),
             *(*late, row["burst"]["ListenOverflows"], row["burst"]["ListenDrops"]),
@@ -196,63 +199,74 @@ def print_backlogs(rows: Sequence[dict[str, Any]], rounds: int, clients: int) ->
 
 
 def plot(directory: Path, found: dict[str, dict[str, float]], rows: Sequence[dict[str, Any]], about: dict[str, str]) -> None:
-    """The two tables as pictures."""
+    """Draw the two tables."""
     import matplotlib
 
     matplotlib.use("Agg")
+    directory.mkdir(parents=True, exist_ok=True)
+    note = f"{about['python'].split(' GCC')[0]}, Linux {about['kernel']}, {about['processor']}"
+    if found:
+        plot_rates(directory / "article-rates.png", found, note)
+    if rows:
+        plot_backlogs(directory / "article-backlog.png", rows, note)
+    print(f"plots written to {directory}")
+
+
+def plot_rates(path: Path, found: dict[str, dict[str, float]], note: str) -> None:
     from matplotlib import pyplot
 
-    directory.mkdir(parents=True, exist_ok=True)
     colours = {"epollard": "#2f6f4f", "article": "#b08d57"}
-    note = f"{about['python'].split(' GCC')[0]}, Linux {about['kernel']}, {about['processor']}"
+    names = sorted(found, key=lambda name: found[name]["requests_per_second"])
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 5.2), sharey=True)
+    columns = ("requests_per_second", "requests a second", "%.0f"), ("cpu_us_per_request", "CPU us a request", "%.1f")
+    for axis, (key, title, form) in zip(axes, columns, strict=True):
+        bars = axis.barh(names, [found[name][key] for name in names], color=[colours[name.split()[0]] for name in names])
+        axis.bar_label(bars, fmt=form, padding=3, fontsize=8)
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.14)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("ab -c 100, HTTP/1.0, a new connection for each request", fontsize=11)
+    figure.text(0.99, 0.005, note, ha="right", fontsize=7, color="#666666")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
 
-    if found:
-        names = sorted(found, key=lambda name: found[name]["requests_per_second"])
-        figure, axes = pyplot.subplots(1, 2, figsize=(11, 5.2), sharey=True)
-        columns = ("requests_per_second", "requests a second", "%.0f"), ("cpu_us_per_request", "CPU us a request", "%.1f")
-        for axis, (key, title, form) in zip(axes, columns, strict=True):
-            bars = axis.barh(names, [found[name][key] for name in names], color=[colours[name.split()[0]] for name in names])
-            axis.bar_label(bars, fmt=form, padding=3, fontsize=8)
-            axis.set_title(title, fontsize=10)
-            axis.margins(x=0.14)
-            axis.spines[["top", "right"]].set_visible(False)
-        figure.suptitle("ab -c 100, HTTP/1.0, a new connection for each request", fontsize=11)
-        figure.text(0.99, 0.005, note, ha="right", fontsize=7, color="#666666")
-        figure.tight_layout()
-        figure.savefig(directory / "article-rates.png", dpi=130)
 
-    if rows:
-        names = list(dict.fromkeys(row["server"] for row in rows))
-        figure, axes = pyplot.subplots(1, len(names), figsize=(11, 4), sharey=True)
-        for axis, name in zip(axes, names, strict=True):
-            for row in rows:
-                if row["server"] == name:
-                    times = [seconds for seconds in row["seconds"] if seconds < PATIENCE]
-                    share = [100 * (place + 1) / len(row["seconds"]) for place in range(len(times))]
-                    axis.plot(share, times, drawstyle="steps-pre", label=f"backlog {row['backlog']}")
-            axis.set_yscale("log")
-            axis.set_title(name, fontsize=10)
-            axis.set_xlabel("% of the clients answered within")
-            axis.grid(axis="y", alpha=0.3)
-            axis.legend(fontsize=8, loc="upper left")
-        axes[0].set_ylabel("seconds")
-        figure.suptitle("Clients that connect at once: what a short listen queue costs", fontsize=11)
-        figure.text(0.99, 0.005, note, ha="right", fontsize=7, color="#666666")
-        figure.tight_layout()
-        figure.savefig(directory / "article-backlog.png", dpi=130)
-    print(f"plots in {directory}")
+def plot_backlogs(path: Path, rows: Sequence[dict[str, Any]], note: str) -> None:
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row["server"] for row in rows))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(11, 4), sharey=True)
+    for axis, name in zip(axes, names, strict=True):
+        for row in rows:
+            if row["server"] == name:
+                times = [seconds for seconds in row["seconds"] if seconds < BURST_TIMEOUT]
+                share = [100 * (place + 1) / len(row["seconds"]) for place in range(len(times))]
+                axis.plot(share, times, drawstyle="steps-pre", label=f"backlog {row['backlog']}")
+        axis.set_yscale("log")
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("% of the clients served within")
+        axis.grid(axis="y", alpha=0.3)
+        axis.legend(fontsize=8, loc="upper left")
+    axes[0].set_ylabel("seconds")
+    figure.suptitle("Clients that connect at once: the cost of a short listen queue", fontsize=11)
+    figure.text(0.99, 0.005, note, ha="right", fontsize=7, color="#666666")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("rates", "backlog"), help="one of the two questions")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=20000, help="of ab in each round")
-    parser.add_argument("--one-cpu", action="store_true", help="ab shares the server's processor")
-    parser.add_argument("--clients", type=int, default=100, help="that connect at once")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter for all servers")
+    parser.add_argument("--only", choices=("rates", "backlog"), help="measure one of the two questions only")
+    parser.add_argument("--rounds", type=int, default=5, help="how often to measure each server (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=20000, help="requests of ab in each round (default: %(default)s)")
+    parser.add_argument("--one-cpu", action="store_true", help="run ab on the server's processor")
+    parser.add_argument("--clients", type=int, default=100, help="clients that connect at once (default: %(default)s)")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that runs all servers")
     parser.add_argument(
-        "--plots", type=measure.plots, metavar="DIRECTORY", help="where to write the two pictures; needs matplotlib"
+        "--plots",
+        type=measure.plots,
+        metavar="DIRECTORY",
+        help="also draw the tables, into this directory; requires matplotlib",
     )
     arguments = parser.parse_args()
     measure.need("ab", "taskset")

@@ -1,9 +1,9 @@
-"""The article's six servers, small and written anew. They never look at what is asked: one answer, then the end.
+"""The article's six servers, small and written anew. They never look at the request: they send one response, then close.
 
-The article is Scott Doyle's "How To Use Linux epoll with Python". Its servers differ in one thing at a time, which is what
-makes them worth measuring beside a whole server: how they wait for sockets, and which TCP option they set. Like there, each has
-one thread, a request ends with the first empty line, and the answer is the same 13-byte text. Unlike there, none prints the
-request, which would be most of the work.
+The article is Scott Doyle's "How To Use Linux epoll with Python". Its servers differ in one thing at a time, so they are worth
+measuring next to a whole server: how they wait for sockets, and which TCP option they set. As in the article, each has one
+thread, a request ends with the first empty line, and the response is the same 13-byte text. Unlike in the article, none prints
+the request, which would be most of the work.
 
     python servers.py NAME PORT BACKLOG
 """
@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-ANSWER = (
+RESPONSE = (
     b"HTTP/1.0 200 OK\r\n"
     b"Date: Mon, 01 Jan 1996 01:01:01 GMT\r\n"
     b"Content-Type: text/plain\r\n"
@@ -21,7 +21,7 @@ ANSWER = (
     b"\r\n"
     b"Hello, world!"
 )
-# What ends a request's head: an empty line, with or without carriage returns.
+# An empty line ends a request's head, with or without carriage returns.
 ENDS = (b"\n\r\n", b"\n\n")
 
 
@@ -29,8 +29,8 @@ def complete(request: bytes | bytearray) -> bool:
     return any(end in request for end in ENDS)
 
 
-def answer_one(listener: socket.socket) -> None:
-    """Accept one client, read until its head is complete or it leaves, answer, close. Everybody else waits."""
+def serve_one(listener: socket.socket) -> None:
+    """Accept one client, read until its head is complete or it leaves, respond, close. All other clients wait."""
     connection, _ = listener.accept()
     with connection:
         request = bytearray()
@@ -39,37 +39,39 @@ def answer_one(listener: socket.socket) -> None:
             if not chunk:
                 return
             request += chunk
-        connection.sendall(ANSWER)
+        connection.sendall(RESPONSE)
 
 
 def blocking_once(listener: socket.socket) -> None:
-    """Example 1: one client, then the end."""
-    answer_one(listener)
+    """Example 1: serve one client, then exit."""
+    serve_one(listener)
 
 
 def blocking_loop(listener: socket.socket) -> None:
     """Example 2: one client after another."""
     while True:
         try:
-            answer_one(listener)
+            serve_one(listener)
         except ConnectionError:
-            pass  # that client has left; the next one waits already
+            pass  # that client has left; the next one is waiting already
 
 
 class Client:
-    """A connection, what came from it, and what has not been sent to it yet."""
+    """A connection, the bytes received from it, and the bytes still to be sent to it."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.socket = connection
         self.request = bytearray()
-        self.answer = memoryview(ANSWER)
+        self.response = memoryview(RESPONSE)
 
 
 def level_triggered(listener: socket.socket, option: int | None = None) -> None:
-    """Example 3: one step for each event; what is left undone is reported again.
+    """Example 3: one step for each event; epoll reports again whatever is left undone.
 
-    `option` is set on every connection before its answer and, as it is meant for corks, cleared after it.
+    `option` is set on every connection before its response and, as it is meant for corks, cleared after it.
+
+    Long: it has the form of the article's loop, so that the two can be compared.
     """
     listener.setblocking(False)
     clients: dict[int, Client] = {}
@@ -88,30 +90,30 @@ def level_triggered(listener: socket.socket, option: int | None = None) -> None:
                 client = clients[number]
                 try:
                     if event & select.EPOLLHUP:
-                        leave(poll, clients.pop(number))
+                        close(poll, clients.pop(number))
                     elif event & select.EPOLLIN:
                         chunk = client.socket.recv(1024)
                         client.request += chunk
                         if not chunk:
-                            leave(poll, clients.pop(number))
+                            close(poll, clients.pop(number))
                         elif complete(client.request):
                             poll.modify(number, select.EPOLLOUT)
                             if option is not None:
                                 client.socket.setsockopt(socket.IPPROTO_TCP, option, 1)
                     elif event & select.EPOLLOUT:
-                        client.answer = client.answer[client.socket.send(client.answer) :]
-                        if not client.answer:
+                        client.response = client.response[client.socket.send(client.response) :]
+                        if not client.response:
                             if option is not None:
                                 client.socket.setsockopt(socket.IPPROTO_TCP, option, 0)
-                            # Both ends of the conversation are over; the hang-up event that follows says when to close.
+                            # Both directions are shut down; close on the hang-up event that follows.
                             poll.modify(number, 0)
                             client.socket.shutdown(socket.SHUT_RDWR)
                 except OSError:
-                    leave(poll, clients.pop(number))
+                    close(poll, clients.pop(number))
 
 
 def edge_triggered(listener: socket.socket) -> None:
-    """Example 4: each event is reported once, so everything is done until the kernel would block."""
+    """Example 4: each event is reported once, so each is handled until the kernel would block."""
     listener.setblocking(False)
     clients: dict[int, Client] = {}
     with select.epoll() as poll:
@@ -126,40 +128,40 @@ def edge_triggered(listener: socket.socket) -> None:
                             poll.register(connection, select.EPOLLIN | select.EPOLLET)
                     client = clients[number]
                     if event & select.EPOLLHUP:
-                        leave(poll, clients.pop(number))
+                        close(poll, clients.pop(number))
                     elif event & select.EPOLLIN:
                         while chunk := client.socket.recv(1024):
                             client.request += chunk
                             if complete(client.request):
-                                # Arming for output makes an edge of its own: the socket is writable already.
+                                # Arming for output causes an edge of its own, because the socket is writable already.
                                 poll.modify(number, select.EPOLLOUT | select.EPOLLET)
                                 break
                         else:
-                            leave(poll, clients.pop(number))
+                            close(poll, clients.pop(number))
                     elif event & select.EPOLLOUT:
-                        while client.answer:
-                            client.answer = client.answer[client.socket.send(client.answer) :]
+                        while client.response:
+                            client.response = client.response[client.socket.send(client.response) :]
                         poll.modify(number, select.EPOLLET)
                         client.socket.shutdown(socket.SHUT_RDWR)
                 except BlockingIOError:
-                    pass  # all done that could be done; the next edge brings us back
+                    pass  # nothing more can be done now; another edge will come
                 except OSError:
                     if number != listener.fileno():
-                        leave(poll, clients.pop(number))
+                        close(poll, clients.pop(number))
 
 
-def leave(poll: select.epoll, client: Client) -> None:
+def close(poll: select.epoll, client: Client) -> None:
     poll.unregister(client.socket)
     client.socket.close()
 
 
 def corked(listener: socket.socket) -> None:
-    """Example 5: level-triggered; the answer is held back until the cork is drawn, then sent as full segments."""
+    """Example 5: level-triggered. The response is held back until the cork is removed, then sent as full segments."""
     level_triggered(listener, socket.TCP_CORK)
 
 
 def without_delay(listener: socket.socket) -> None:
-    """Example 6: level-triggered; Nagle's algorithm is off for the listener, and so for what it accepts."""
+    """Example 6: level-triggered. Nagle's algorithm is off for the listener, and so for the connections it accepts."""
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     level_triggered(listener)
 

@@ -1,4 +1,4 @@
-"""The applications that every ASGI server serves: one by hand, and one of FastAPI where that is installed."""
+"""The applications that every ASGI server serves: two without a framework, and one of FastAPI if that is installed."""
 
 import contextlib
 from collections.abc import Awaitable, Callable
@@ -9,7 +9,7 @@ _HELLO_HEADERS = ((b"content-type", b"text/plain"), (b"content-length", b"13"))
 
 
 async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-    """13 bytes."""
+    """Returns 13 bytes."""
     if scope["type"] == "lifespan":
         for event in "startup", "shutdown":
             await receive()
@@ -20,7 +20,7 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send
 
 
 async def echo(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-    """A WebSocket that says what it hears."""
+    """A WebSocket that echoes every text message."""
     if scope["type"] != "websocket":
         await app(scope, receive, send)
         return
@@ -37,5 +37,5 @@ with contextlib.suppress(ImportError):
 
     @fast.get("/")
     async def hello() -> dict[str, str]:
-        """JSON of two words."""
+        """A small JSON response."""
         return {"hello": "world"}

@@ -1,4 +1,4 @@
-"""How each server is started, and the environment that the peers live in. Nothing here tunes one server and not another."""
+"""How each server is started, and the virtual environment of the peers. Never tunes one server and not the others."""
 
 import hashlib
 import subprocess
@@ -10,10 +10,10 @@ import measure
 
 HERE = Path(__file__).resolve().parent
 
-# What a server is started with: the interpreter's directory, the port, the application (an attribute of hello.py).
+# Takes the interpreter's directory, the port, and the application (an attribute of hello.py, or MODULE:ATTRIBUTE for ASGI).
 Command = Callable[[Path, int, str], list[str]]
 
-# Every peer has one worker process and its own default of everything else, but for what its remark says.
+# Every peer has one worker process and its own defaults for everything else, except where a comment gives a reason.
 PEERS: dict[str, Command] = {
     "bjoern": lambda bin, port, app: [f"{bin}/python", "serve_bjoern.py", str(port), app],
     "granian": lambda bin, port, app: [
@@ -24,12 +24,12 @@ PEERS: dict[str, Command] = {
         *(f"{bin}/python", "-m", "socketify", f"hello:{app}", "--interface", "wsgi", "--workers", "1"),
         *("--host", "127.0.0.1", "--port", str(port)),
     ],
-    # Its HTTP router is a process of its own and counts: without it uWSGI keeps one connection for each worker.
+    # Its HTTP router is a process of its own, and is counted. Without it uWSGI keeps one connection open for each worker.
     "uwsgi": lambda bin, port, app: [
         *(f"{bin}/uwsgi", "--http", f"127.0.0.1:{port}", "--http-keepalive", "--tcp-nodelay", "--master", "--processes", "1"),
         *("--listen", "1024", "--disable-logging", "--die-on-term", "--module", f"hello:{app}"),
     ],
-    # Its default class, sync, has no keep-alive.
+    # Its default worker class, sync, has no keep-alive.
     "gunicorn": lambda bin, port, app: [
         *(f"{bin}/gunicorn", "--workers", "1", "--worker-class", "gthread", "--threads", "8", "--log-level", "warning"),
         *("--bind", f"127.0.0.1:{port}", f"hello:{app}"),
@@ -53,7 +53,7 @@ ASGI_PEERS: dict[str, Command] = {
 
 
 def environment(python: str, directory: Path | None) -> Path:
-    """The virtual environment of the peers for this interpreter, made the first time. Returns its bin directory."""
+    """The bin directory of the peers' virtual environment for this interpreter. The first call makes the environment."""
     if directory is None:
         about = [python, "-c", "import sys; print(sys.version, sys.base_prefix)"]
         identity = hashlib.sha256(subprocess.run(about, capture_output=True, check=True).stdout).hexdigest()[:12]
@@ -70,7 +70,7 @@ def environment(python: str, directory: Path | None) -> Path:
         with log.open("w") as output:
             install = [str(bin / "pip"), "install", requirement]
             status = subprocess.run(install, stdout=output, stderr=output, check=False).returncode
-        print(f"  {requirement}: {'installed' if status == 0 else f'does not install, see {log}'}", file=sys.stderr)
+        print(f"  {requirement}: {'installed' if status == 0 else f'cannot be installed, see {log}'}", file=sys.stderr)
     done.write_text("\n".join(wanted))
     return bin
 
@@ -83,15 +83,15 @@ def versions(bin: Path) -> dict[str, str]:
 
 
 def server(name: str, bin: Path, app: str, options: Sequence[str] = ()) -> measure.Server:
-    """One of epollard and its peers, serving an application; `options` are added to its command line.
+    """epollard or one of its peers, serving an application; `options` are added to its command line.
 
-    `app` is an attribute of hello.py, for WSGI servers, or MODULE:ATTRIBUTE for ASGI servers.
+    `app` is an attribute of hello.py (WSGI), or MODULE:ATTRIBUTE (ASGI).
     """
     port = measure.free_port()
     if name == "epollard":
         spec = app if ":" in app else f"hello:{app}"
         return measure.epollard(str(bin / "python"), port, spec, *options, app_directory=HERE)
-    # The environment is activated for those that look for their packages through the PATH (uWSGI embeds the interpreter).
+    # The environment is activated for servers that find their packages through the PATH (uWSGI embeds the interpreter).
     env = {"PYTHONPATH": str(HERE), "VIRTUAL_ENV": str(bin.parent), "PATH": f"{bin}:/usr/local/bin:/usr/bin:/bin"}
     if name == "uwsgi":
         env["UWSGI_VIRTUALENV"] = str(bin.parent)

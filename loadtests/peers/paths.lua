@@ -1,4 +1,4 @@
--- The same ten fields as a browser sends them each time, behind a path that no request before had: a caller of an API.
+-- The same ten header fields in each request, as a browser sends them, but a path that is always new, as with an API.
 dofile((debug.getinfo(1, "S").source:match("^@(.*)/") or ".") .. "/../report.lua")
 
 local count = 0

@@ -1,4 +1,4 @@
--- Sixteen requests in one segment, as a client that does not wait for answers would send them.
+-- Sixteen requests in one segment, as sent by a client that does not wait for responses.
 dofile((debug.getinfo(1, "S").source:match("^@(.*)/") or ".") .. "/../report.lua")
 
 function init(args)

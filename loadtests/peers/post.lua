@@ -1,4 +1,4 @@
--- A caller of an API who sends a JSON document: the fields stay, the content does not.
+-- A client of an API that sends JSON documents: the header fields stay the same, the content is always new.
 dofile((debug.getinfo(1, "S").source:match("^@(.*)/") or ".") .. "/../report.lua")
 
 local count = 0

@@ -1,5 +1,5 @@
--- Ten fields as a browser sends them, with values that no request before had: nothing that a server remembers helps it.
--- The order and the names stay, as they do from one browser.
+-- Ten header fields as a browser sends them, with values that are always new, so that a server gains nothing by remembering them.
+-- The names and their order stay the same, as they do with one browser.
 dofile((debug.getinfo(1, "S").source:match("^@(.*)/") or ".") .. "/../report.lua")
 
 local count = 0

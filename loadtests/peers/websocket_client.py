@@ -1,9 +1,9 @@
-"""Many WebSockets whose client costs little: each sends, and sends again as soon as the whole echo is back. Run by run.py.
+"""Many WebSockets with little CPU time for the client: each sends again as soon as the whole echo is back. Run by run.py.
 
     python websocket_client.py PORT SECONDS CONNECTIONS DEPTH
 
-Each connection has DEPTH text messages of 64 bytes under way. Frames are made once, and every byte of an echo is compared:
-the client takes a few microseconds where the server takes tens. Prints a summary as JSON, as report.lua does for wrk.
+Each connection has DEPTH text messages of 64 bytes in flight. Frames are made once, and every byte of an echo is compared:
+the client takes a few microseconds for a message, the server tens. Prints a summary as JSON, as report.lua does for wrk.
 """
 
 import json
@@ -18,47 +18,41 @@ HANDSHAKE = (
     b"GET /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
-PATIENCE = 10  # seconds
+RESPONSE_TIMEOUT = 10  # seconds
 
 
-def opened(port: int) -> socket.socket:
-    """A WebSocket, without extensions."""
-    sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+def connect(port: int) -> socket.socket:
+    """An open WebSocket without extensions."""
+    sock = socket.create_connection(("127.0.0.1", port), timeout=RESPONSE_TIMEOUT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.sendall(HANDSHAKE)
-    answer = b""
-    while not answer.endswith(b"\r\n\r\n"):
+    response = b""
+    while not response.endswith(b"\r\n\r\n"):
         piece = sock.recv(4096)
         if not piece:
             break
-        answer += piece
-    if not answer.startswith(b"HTTP/1.1 101 ") or b"sec-websocket-extensions" in answer.lower():
-        raise SystemExit(f"no WebSocket: {answer!r}")
+        response += piece
+    if not response.startswith(b"HTTP/1.1 101 ") or b"sec-websocket-extensions" in response.lower():
+        raise SystemExit(f"no WebSocket: {response!r}")
     return sock
 
 
-def main() -> None:
-    port, seconds, connections, depth = map(int, sys.argv[1:])
-    payload = (b"0123456789abcdef" * (SIZE // 16))[:SIZE]
-    masked = bytes(byte ^ KEY[at % 4] for at, byte in enumerate(payload))
-    batch = (bytes([0x81, 0x80 | SIZE]) + KEY + masked) * depth
-    expected = (bytes([0x81, SIZE]) + payload) * depth
+def exchange(socks: dict[int, socket.socket], batch: bytes, expected: bytes, seconds: int) -> tuple[list[float], int]:
+    """Send `batch` on each socket and read `expected`, again and again. How long each took, and the number of errors."""
     whole = len(expected)
-    socks = {sock.fileno(): sock for sock in (opened(port) for _ in range(connections))}
     parts = dict.fromkeys(socks, b"")
     began = dict.fromkeys(socks, 0.0)
     taken: list[float] = []
     errors = 0
     poll = select.epoll()
     clock = time.perf_counter
-    start = clock()
-    end = start + seconds
+    end = clock() + seconds
     for fd, sock in socks.items():
         poll.register(fd, select.EPOLLIN)
         began[fd] = clock()
         sock.sendall(batch)
     while socks:
-        events = poll.poll(PATIENCE)
+        events = poll.poll(RESPONSE_TIMEOUT)
         now = clock()
         if not events:
             errors += len(socks)
@@ -82,7 +76,19 @@ def main() -> None:
                 continue
             began[fd] = now
             sock.send(batch)
-    duration = clock() - start
+    return taken, errors
+
+
+def main() -> None:
+    port, seconds, connections, depth = map(int, sys.argv[1:])
+    payload = (b"0123456789abcdef" * (SIZE // 16))[:SIZE]
+    masked = bytes(byte ^ KEY[at % 4] for at, byte in enumerate(payload))
+    batch = (bytes([0x81, 0x80 | SIZE]) + KEY + masked) * depth
+    expected = (bytes([0x81, SIZE]) + payload) * depth
+    socks = {sock.fileno(): sock for sock in (connect(port) for _ in range(connections))}
+    start = time.perf_counter()
+    taken, errors = exchange(socks, batch, expected, seconds)
+    duration = time.perf_counter() - start
     taken.sort()
     summary = {
         "requests": len(taken) * depth,
