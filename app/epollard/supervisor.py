@@ -5,7 +5,7 @@ state is the slots and their processes. A signal or a command changes the desire
 the next step; it runs after every turn of the loop, may run at any time, and does nothing if there is nothing to do. There is
 one thread.
 
-Long: whatever changes the desired state, and whatever acts on it, is best read in one place.
+Long: all that changes the desired state, and all that acts on it, is best read in one place.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ from .supervision.slots import Process, Slot
 from .supervision.upgrade import Handover, HandoverError, Role, Upgrade
 from .worker import Worker
 
-# Seconds that each worker has in a quick stop: half of the least that init systems give us.
+# Seconds that each worker has in a quick stop: half of the shortest time that init systems give us.
 QUICK_GRACE: Final = 2.0
 # Seconds between two checks for handshakes in progress, when we stop.
 HANDSHAKE_INTERVAL: Final = 0.05
 # Seconds that a successor has beyond its own deadlines before it is killed.
 SUCCESSOR_GRACE: Final = 5.0
 
-# Options that cannot change while the listeners are open: a successor can change them.
+# Options that cannot change while the listeners are open: they need an upgrade.
 FIXED: Final = ("bind", "backlog", "tcp", "steer", "admin", "chdir")
 
 NO, GRACEFUL, QUICK = range(3)  # is the server stopping?
@@ -71,13 +71,13 @@ class Supervisor:
         self._closes_at = math.inf  # when the listeners are closed, at the latest
         self._obeyed: set[int] = set()  # signals to stop that have been acted upon
         # The actual state.
-        self._leads = True  # there is no predecessor that still does
+        self._leads = True  # no predecessor leads any longer
         self._listeners = Listeners(self._loop)
         self._pool = Pool(self._loop)
         # The history.
-        self._announced = (0, 0)  # the generation, and the number of its workers, that the log last called ready
+        self._announced = (0, 0)  # the generation and the number of workers that the log last reported as ready
         self._status = exits.OK
-        self._stopped = False  # and the log says so
+        self._stopped = False  # all workers are gone, and the log says so
         self._load_error = b""  # why the application cannot be loaded
         self._management = Management(self._loop, self)
         self._loop.on_tick = self._tick
@@ -85,7 +85,7 @@ class Supervisor:
         self._wake_at = math.inf
 
     def run(self) -> int | Worker:
-        """Serve until asked to stop; return the exit status. In each forked child, return its worker, to be run then."""
+        """Serve until asked to stop. Returns the exit status or, in each forked child, the worker that is to be run there."""
         self._watch()
         config = self._config
         log.info(config.workers_reason)
@@ -131,7 +131,7 @@ class Supervisor:
         self._management.close()
         if self._load_error:
             log.error("the application could not be loaded:")
-            print_report(self._load_error)  # and nothing after it
+            print_report(self._load_error)  # last, so that nothing follows it
         return self._upgrade.end(self._status)
 
     # Signals change the desired state.
@@ -147,12 +147,12 @@ class Supervisor:
         self._obey(number, self._obeyed)
 
     def _obey(self, number: int, obeyed: set[int]) -> None:
-        """Act upon a signal. `obeyed` are its sender's earlier ones: the same TERM may come from two senders (upgrade.py)."""
+        """Act upon a signal. `obeyed`: its sender's earlier signals, as one TERM may come from two senders (upgrade.py)."""
         if number in _STOPS:
             name = signal.Signals(number).name
             if number == signal.SIGTERM and number not in obeyed:
                 self.drain(name)
-            elif self._stopping < QUICK:  # also by a second TERM, whose sender has lost patience
+            elif self._stopping < QUICK:  # also at a second TERM: its sender has lost patience
                 self._stop(QUICK, f"{name}: ")
             obeyed.add(number)
         elif self._ending:
@@ -173,7 +173,7 @@ class Supervisor:
     # called at any time, and returns why nothing is changed, or "".
 
     def scale(self, least: int, most: int, why: str) -> str:
-        """Have `least` to `most` workers, at least one: within these bounds, as many as their load requires."""
+        """Have between `least` and `most` workers, and never none: within these bounds, as many as the load requires."""
         if busy := self._upgrade.under_way:
             log.warning(f"{why}: {busy}; ignored")
             return busy
@@ -234,7 +234,7 @@ class Supervisor:
 
     @property
     def _ending(self) -> str:
-        """How the server is about to end, "" if it is not."""
+        """How the server is about to end; "" if it is not."""
         return "stopping" if self._stopping else "draining" if self._drains_at < math.inf else ""
 
     def _stop(self, level: int, why: str) -> None:
@@ -243,8 +243,8 @@ class Supervisor:
             grace = self._config.graceful_timeout
             log.info(f"{why}shutting down; in-flight requests have {grace:g} s to finish")
             self._upgrade.stop(signal.SIGTERM, self._now + grace + SUCCESSOR_GRACE)
-            # Longer than `syn_filter.SYN_DROP_TIME`: a client that has connected and sent nothing is handed to us after a
-            # second, and no other listener will be left for it.
+            # Longer than `syn_filter.SYN_DROP_TIME`: the kernel hands us a client that has connected and sent nothing after a
+            # second, and by then there is no other listener for it.
             self._closes_at = time.monotonic() + HANDSHAKE
             if not self._upgrade.shared:
                 self._listeners.refuse_handshakes()
@@ -304,7 +304,7 @@ class Supervisor:
         return None
 
     def _follow_workers(self) -> None:
-        """Note which workers have exited or become ready, and end those whose time is up."""
+        """Find out which workers have exited or become ready, and end those whose time is up."""
         for exit in self._pool.reap(self._now, self._upgrade.on_exit):
             self._on_worker_exit(exit)
         for process in self._pool.follow_states(self._now, self._config):
@@ -322,14 +322,14 @@ class Supervisor:
                 self._steer()
 
     def _handshakes_in_progress(self) -> bool:
-        """Whether a client is in the middle of a handshake. If so, we wake up soon to check again."""
+        """Whether a client is in the middle of a handshake. If so, the loop wakes up soon to check again."""
         found = self._listeners.handshakes_in_progress()
         if found:
             self._wake_at = min(self._wake_at, self._now + HANDSHAKE_INTERVAL)
         return found
 
     def _due(self, when: float) -> bool:
-        """Whether that time has come; if not, the loop waits no longer than until then."""
+        """Whether this time has come. If not, the loop waits until then at most."""
         if self._now >= when:
             return True
         self._wake_at = min(self._wake_at, when)
@@ -372,7 +372,7 @@ class Supervisor:
                 upgrade.requested = ""
 
     def _take_over(self) -> None:
-        """The predecessor lets us lead."""
+        """The predecessor lets us lead: do so."""
         self._leads = True
         self._rollout.successor = False
         for process in self._pool.processes.values():
@@ -400,7 +400,7 @@ class Supervisor:
         )
 
     def _retire_slots(self) -> None:
-        """Retire slots that are too many, and their workers."""
+        """Retire the slots that are no longer wanted, and their workers."""
         for slot in tuple(self._listeners.retiring):
             if self._due(slot.retires_at):
                 self._listeners.retire(slot, late=self._now > slot.retires_at + self._config.graceful_timeout)
@@ -417,7 +417,7 @@ class Supervisor:
         for process in plan.retire:
             self._retire(process)
         if plan.recycle:
-            # Its end is not urgent. But in each slot no more than one worker may take its time.
+            # Its end is not urgent, but in each slot only one worker may take its time.
             self._give_grace([other for other in slot.processes if other.lingering], f"{plan.recycle} retires as well")
             self._retire(plan.recycle, patient=True)
         return self._due(plan.start_at)
@@ -454,14 +454,14 @@ class Supervisor:
         self._listeners.disown(slot)
 
     def _retire(self, process: Process, patient: bool = False) -> None:
-        """Ask it to exit: to drain or, if the server stops quickly, to drop everything."""
+        """Ask a worker to exit: to drain or, if the server stops quickly, to drop everything."""
         quick = self._stopping == QUICK
         process.record[STAYS] = not self._stopping or self._upgrade.handed_over
         grace = QUICK_GRACE if quick else math.inf if patient else self._config.graceful_timeout
         self._pool.retire(process, self._now, grace, quick)
 
     def _hurry(self, why: str) -> None:
-        """End the patience with workers that may take their time: now their end is waited for."""
+        """Give a deadline to the workers that may take their time: something now waits for their exit."""
         for slot in self._listeners.retiring:
             slot.patient = False
         self._give_grace(self._pool.lingering, why)
@@ -470,7 +470,7 @@ class Supervisor:
         self._pool.hurry(lingering, self._now, self._config.graceful_timeout, why)
 
     def _tick(self) -> None:
-        """Once a second: let no worker linger with memory that others need."""
+        """Once a second: let no worker take its time while it holds memory that others need."""
         self._management.tick()
         if self._pool.lingering:
             greedy = [process for process in self._pool.lingering if over_memory_limit(process, self._config, self._now)]
@@ -479,7 +479,7 @@ class Supervisor:
                 self._hurry("memory is short")
 
     def _on_worker_exit(self, exit: Exit) -> None:
-        """A worker has exited: draw the consequences."""
+        """A worker has exited: do what follows from that."""
         process = exit.process
         verdict = self._rollout.on_exit(exit, self._now)
         if verdict is Verdict.LOAD_ERROR:

@@ -1,7 +1,7 @@
-"""A worker: one process, one loop, one application. Signals tell it to end; the scoreboard shows the supervisor how it is.
+"""A worker: one process, one loop, one application. Signals ask it to exit; the scoreboard shows its state to the supervisor.
 
-Over a channel it is lent the listeners of siblings that cannot serve them: a slot's number comes with descriptors, or without
-them when the listeners are to be given back.
+Over a channel the supervisor lends it the listeners of siblings that cannot serve them. A message is the number of a slot: with
+descriptors the listeners are lent, without any they are to be given back.
 
 Its states: starting (the application is being imported), ready, draining (no new connections; requests in flight finish), gone.
 """
@@ -36,15 +36,16 @@ from .wsgi.threads import LeaderFollowers
 IDLE_GRACE: Final = 0.5
 # The same, if siblings keep serving and the end of this worker is not urgent.
 LONG_IDLE_GRACE: Final = 5.0
-# Seconds that a worker without a supervisor has beyond the graceful timeout: for dropping SYNs first, and for the next tick.
+# Seconds that a worker without a supervisor has beyond the graceful timeout, as it first drops SYNs, and then waits for a tick.
 ORPHAN_GRACE: Final = 2.0
 # Seconds that a thread may keep the interpreter while others want it. With the default of 5 ms, quick requests would wait that
-# long for a slow one that computes: 20,000 requests a second with it, 38,000 with this, the slow one 7 % slower.
+# long for a slow one that computes: there were 20,000 requests a second with the default, and 38,000 with this value, which
+# made the slow request 7 % slower.
 SWITCH_INTERVAL: Final = 0.001
-SLOT_BYTES: Final = 8  # of a slot's number, which is a message on the channel
-MAX_FDS: Final = 253  # with one message: SCM_MAX_FD, unix(7)
-REPORT_BYTES: Final = 60_000  # of a traceback; they fit into a pipe's buffer (pipe(7)), so that writing them never blocks
-# The signals that have a handler, by the supervisor or by the worker.
+SLOT_BYTES: Final = 8  # of a message on the channel: the number of a slot
+MAX_FDS: Final = 253  # descriptors that one message may carry: SCM_MAX_FD, unix(7)
+REPORT_BYTES: Final = 60_000  # of a traceback. They fit into a pipe's buffer (pipe(7)), so writing them never blocks
+# The signals that have a handler here, the worker's own or one inherited from the supervisor.
 _SIGNALS: Final = (
     signal.SIGTERM,
     signal.SIGQUIT,
@@ -63,9 +64,9 @@ class Worker:
         self._listeners = list(listeners)
         self._record, self._lifeline, self._doorbell, self._report, self._channel = ends
         self._borrowed: dict[bytes, list[socket.socket]] = {}  # by the number of their slot
-        self._deadline = float("inf")  # for a worker that no supervisor watches
-        self._orphaned = 0.0  # since when the supervisor is gone
-        self._on_drain: list[Callable[[], object]] = []  # called while there are no new connections, once a second
+        self._deadline = float("inf")  # of a worker whose supervisor is gone
+        self._orphaned = 0.0  # time.monotonic() when the supervisor was found to be gone; 0: it is not
+        self._on_drain: list[Callable[[], object]] = []  # called once a second while draining, when the queues are empty
 
     def run(self) -> int:
         """Boot, serve, drain. Returns the process's exit status."""
@@ -73,7 +74,7 @@ class Worker:
         log.configure(self._config.log_level, f"worker {slot}")
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
         os.register_at_fork(after_in_child=self._disown_listeners)
-        sys.setswitchinterval(SWITCH_INTERVAL)  # before the application is imported, which may set another
+        sys.setswitchinterval(SWITCH_INTERVAL)  # before the import of the application, which may set its own
         try:
             self._serve(load(self._config.app))
         except (importer.ApplicationError, StartupError) as error:
@@ -104,7 +105,7 @@ class Worker:
         self._tick()
 
     def _make_interface(self, app: Callable[..., Any], access: AccessLogger | None) -> None:
-        """Make the application's interface, and what its connections share. From then on WSGI or ASGI makes no difference."""
+        """Make the application's interface, and what the connections share. After this, WSGI and ASGI make no difference."""
         config, loop = self._config, self._loop
         kind = importer.interface(app) if config.interface == "auto" else config.interface
         report = log.info if os.environ.get("EPOLLARD_WORKER_ID") == "0" else log.debug  # one line for all workers
@@ -158,9 +159,9 @@ class Worker:
             self._drain("SIGTERM")
 
     def _disown_listeners(self) -> None:
-        """In a process that the application has forked, perhaps when it was imported: close its copies of the listeners.
+        """In a process that the application has forked, perhaps while it was imported: close the copies of the listeners.
 
-        They would keep the addresses in use when the server has ended.
+        They would keep the addresses in use after the server has ended.
         """
         for listener in self._listeners:
             listener.close()
@@ -172,8 +173,8 @@ class Worker:
     def _disown_clients(self) -> None:
         """In a process that the ready application has forked: let go of the worker's clients and signals as well.
 
-        Its copies would keep connections open that the worker has closed, for which epoll would still report events; and a
-        signal to the child would be one to the worker.
+        Copies of the sockets would keep connections open that the worker has closed, and epoll would still report their
+        events; and a signal to the child would reach the worker.
         """
         self._interface.unwatch_signals()
         for number in _SIGNALS:
@@ -205,13 +206,13 @@ class Worker:
             os._exit(1)  # application threads may never return
 
     def _busy(self, now: float) -> int:
-        """Thousandths of the time since the last tick that the busiest of the loop, the other threads and one CPU was busy."""
+        """Thousandths of the time since the last tick: the busiest of the loop, the other threads and one CPU."""
         before, self._sums = self._sums, self._sum(now)
         elapsed, *busy = (after - before for after, before in zip(self._sums, before, strict=True))
         return round(1000 * min(max(*busy, 0) / elapsed, 1)) if elapsed else 0
 
     def _sum(self, now: float) -> tuple[float, ...]:
-        """Seconds until now: of all time, then of work."""
+        """Sums of seconds until now: the time itself, then the busy time of loop, other threads and one CPU."""
         return now, *self._interface.busy_seconds(now), time.process_time()
 
     # Listeners borrowed from a sibling that cannot serve them.
@@ -225,7 +226,7 @@ class Worker:
         borrowed = [socket.socket(fileno=fd) for fd in descriptors]
         for listener in borrowed:
             listener.setblocking(False)
-            if self._context.draining:  # no other process will empty it
+            if self._context.draining:  # no other process is going to empty its queue
                 self._listeners.append(listener)
                 self._loop.post(self._empty_queues)
             else:
@@ -255,7 +256,7 @@ class Worker:
     def _drain(self, why: str) -> None:
         """Empty the queues, then accept no more; finish the requests in flight; end when the last connection is closed."""
         if self._context.draining:
-            self._expire_idle()  # because the siblings are now draining as well
+            self._expire_idle()  # again: the siblings may be draining as well by now
             return
         log.debug(f"draining: {why}")
         self._context.drain()
@@ -269,13 +270,13 @@ class Worker:
 
     def _empty_queues(self) -> None:
         if not self._listeners:
-            # Not earlier: a client that is sent away and comes back at once would come to this worker again.
+            # Only now: a client that is sent away, and connects again at once, would otherwise reach this worker again.
             for hook in self._on_drain:
                 hook()
             self._expire_idle()
             self._loop.on_turn = self._stop_when_idle
             return
-        self._loop.post(self._empty_queues)  # first: serving a connection may cost this thread the loop
+        self._loop.post(self._empty_queues)  # before serving a connection, in which this thread may lose the loop
         if not self._acceptor.accept_one(self._listeners[-1]):
             self._listeners.pop().close()
 
@@ -290,8 +291,8 @@ class Worker:
             self._flush()
         if not self._context.connections and self._interface.stop_if_idle():
             self._loop.on_turn = self._flush
-            # The supervisor may let us take our time. But what could hold up the end now (the lifespan's shutdown, a thread
-            # that is no daemon, atexit) serves no client: so it has a deadline, and then every stack goes to the log.
+            # The supervisor may let us take our time. But what can delay the exit now (the lifespan's shutdown, a thread that
+            # is not a daemon, atexit) serves no client. So it has a deadline, at which all stacks go to the log.
             faulthandler.dump_traceback_later(self._config.graceful_timeout + ORPHAN_GRACE, file=2, exit=True)
 
 

@@ -1,7 +1,7 @@
 """One HTTP call of an ASGI application (ASGI 3, HTTP spec 2.5) and its response.
 
 The application's first step runs in the turn of the loop that read the request. If it answers within that step, the response
-goes back as bytes, as in WSGI; from then on the exchange writes to its connection itself.
+is returned as bytes, as in WSGI; after that step the exchange writes to its connection itself.
 
 An exchange is in one state of each of four kinds. Each kind only moves forward, except between ARRIVING and HELD. The method in
 parentheses makes the transition:
@@ -29,7 +29,7 @@ parentheses makes the transition:
 
 The body begins as WHOLE, unless `read_body` finds that it is still to come: then as EXPECTED or ARRIVING.
 
-Long: one class, whose states belong together, and their table.
+Long: it is one class, and its states and their table belong together.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class ClientDisconnected(OSError):  # noqa: N818 - named as in the specification: an event, not a fault
-    """The client is gone, or has its whole response: nothing that is sent reaches it (spec 2.4)."""
+    """The client is gone, or has its whole response: nothing more that is sent can reach it (spec 2.4)."""
 
 
 class Runner(contracts.Runner, Protocol):
@@ -75,10 +75,10 @@ class Runner(contracts.Runner, Protocol):
     stopping: bool  # calls that still run are being cancelled
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task whose first step has run when this returns."""
+        """Start a task. Its first step has run when this returns."""
 
     def begun(self, exchange: Any) -> None:
-        """The application has not returned in its first step."""
+        """The first step is over, and the application has not returned."""
 
     def ended(self, exchange: Any) -> None:
         """The application has returned, in a later step."""
@@ -122,13 +122,13 @@ class HTTPExchange:
         self.task: asyncio.Task[None] | None = None
         self._pieces: list[bytes] = []  # of the request's body: received, and not yet taken by the application
         self._size = 0  # bytes in them
-        self._trailers: bytes | None  # those given so far; None: the response has none
-        self._writer: response_body.BodyWriter  # from OPEN on, but not for the usual response
+        self._trailers: bytes | None  # those that were given so far; None: none were announced
+        self._writer: response_body.BodyWriter  # from OPEN on, so never for the usual response
         self._waiters: list[asyncio.Future[None]] | None = None
 
     @classmethod
     def denial(cls, runner: Runner, connection: Connection, request: Request, started: float) -> "HTTPExchange":
-        """The response to a WebSocket's handshake that the application denies, within the call for the WebSocket."""
+        """For a WebSocket's handshake that the application denies with a response, within the call for the WebSocket."""
         exchange = cls(runner, connection, request)
         exchange.call = LATE
         exchange.started = started
@@ -171,13 +171,13 @@ class HTTPExchange:
     # What the application calls.
 
     async def receive(self) -> Message:
-        """The body piece by piece, then `http.disconnect` as soon as it is true."""
+        """The body piece by piece, then `http.disconnect` once the client has left or the response is complete."""
         if self.body < CONSUMED and self.response != DONE:
             if self.body == EXPECTED:
                 self._ask_for_body()
             while not self._pieces and self.body < WHOLE and self.client == PRESENT and self.response != DONE:
                 await self._wait()
-            if self._pieces or self.body == WHOLE:  # else another task has taken it meanwhile
+            if self._pieces or self.body == WHOLE:  # else another task has taken it in the meantime
                 return self._take_body()
         while self.client == PRESENT and self.response != DONE and self.body != LOST and not self.connection.closed:
             await self._wait()
@@ -186,7 +186,7 @@ class HTTPExchange:
     async def send(self, message: Message) -> None:
         """Raises `ClientDisconnected`; `response.HeadError`, `TypeError`, `RuntimeError` where the application is wrong.
 
-        Long: every response takes this path twice, and a method for each message would cost 50 ns each time.
+        Long: every response takes this path twice, and a method for each kind of message would cost 50 ns each time.
         """
         kind = message["type"]
         connection = self.connection
@@ -224,7 +224,7 @@ class HTTPExchange:
         elif kind == "http.response.start":
             if self.response != AWAITED:
                 raise RuntimeError("http.response.start twice")
-            key = message["status"], *message.get("headers", ())  # which may be an iterator, so it is read once
+            key = message["status"], *message.get("headers", ())  # the headers may be an iterator, so they are read once
             try:
                 self.head = KNOWN_RAW_HEADS[key]
             except (KeyError, TypeError):
@@ -237,7 +237,7 @@ class HTTPExchange:
     # The sink of the request's body.
 
     def read_body(self) -> bool:
-        """The request has a body that is still to come. False: it was refused at once."""
+        """Begin to read the request's body, which is still to come. False: it was refused at once."""
         if self.request.fields.expect:
             self.body = EXPECTED
             return True
@@ -279,7 +279,7 @@ class HTTPExchange:
     # The end.
 
     def dismiss(self) -> bool:
-        """The server is shutting down: end a response that has no end of its own. True: cancel the call in a moment."""
+        """The server is shutting down: end the response if it has no end of its own. True: cancel the call in a moment."""
         if self.response != OPEN or self.head is None or not self.head.events:
             return False
         if self.client != GONE and not self.connection.closed:
@@ -306,10 +306,10 @@ class HTTPExchange:
             self._refuse()
 
     def give_up(self, failed: bool = False) -> None:
-        """The application returned, or `failed`, which is in the log already, without a complete response."""
+        """There is no complete response: the application returned without one or has `failed`, which is already in the log."""
         if self.client == GONE or self.connection.closed:
             pass
-        elif self.client == LEFT:  # the application knows it, and may have nothing more to say
+        elif self.client == LEFT:  # the application knows this, and may have nothing more to send
             self.connection.close()
         elif not failed:
             missing = "the end of its response" if self.response == OPEN else "a response"
@@ -317,7 +317,7 @@ class HTTPExchange:
         self._refuse()
 
     def _refuse(self) -> None:
-        """Send a 500 if nothing has been sent; otherwise only closing the connection early can show the failure."""
+        """Send a 500 if nothing has been sent. Otherwise close the connection early, which is all that can show the failure."""
         if self.client == GONE or self.connection.closed:
             self._finish()
         elif self.response == OPEN:
@@ -342,10 +342,10 @@ class HTTPExchange:
             return
         connection = self.connection
         connection.detach()
-        if connection.closed or self.client == GONE:  # a client that was refused has still to receive the refusal
+        if connection.closed or self.client == GONE:  # the refusal may still be on its way to the client
             return
         if connection.buffer:
-            self.runner.post(connection.complete)  # the next request is no part of this task, nor of its context
+            self.runner.post(connection.complete)  # the next request must not run in this task and its context
         else:
             connection.complete()
 
@@ -354,7 +354,7 @@ class HTTPExchange:
     def _ask_for_body(self) -> None:
         """The client waits for "100 Continue" (RFC 9110 10.1.1)."""
         connection = self.connection
-        if self.response >= OPEN or connection.closed:  # 100 comes before the final status or never
+        if self.response >= OPEN or connection.closed:  # a 100 may only come before the final status
             self.body = LOST
             return
         self.body = ARRIVING
@@ -362,7 +362,7 @@ class HTTPExchange:
         connection.read_body(connection.context.draining or not self.request.fields.keep_alive, True)
 
     def _take_body(self) -> Message:
-        """As much of the body as has arrived. The connection goes on reading if it was held."""
+        """As much of the body as has arrived. If the body was held, the connection goes on reading."""
         content = b"".join(self._pieces)
         self._pieces.clear()
         self._size = 0
@@ -429,7 +429,7 @@ class HTTPExchange:
             self._finish()
 
     def _open(self, size: int | None) -> bytes:
-        """Begin to send: the bytes of the head. `size`: of the whole body, where it is known."""
+        """Begin the response. Returns the bytes of its head. `size`: bytes of the whole body, if known."""
         assert self.head is not None
         connection = self.connection
         context = connection.context
@@ -460,7 +460,7 @@ class HTTPExchange:
             self._end_body()
 
     def _send_file(self, fd: int, offset: int | None, count: int | None, more: bool) -> None:
-        """Send a piece of an open file, and close its descriptor. Without an offset: from its position, which moves on."""
+        """Send a piece of an open file, and close the descriptor. Without an offset: from its position, which moves on."""
         connection = self.connection
         last = not more and self._trailers is None
         try:
@@ -485,7 +485,7 @@ class HTTPExchange:
         if missing and not self.connection.closed:
             log.warning(response_body.missing_warning(self.request, missing))
             self.connection.close()
-        if self._trailers is None or self.connection.closed:  # else they are to come
+        if self._trailers is None or self.connection.closed:  # else the trailers are still to come
             self._finish()
 
     async def _drained(self) -> None:
@@ -500,7 +500,7 @@ class HTTPExchange:
 
 
 async def drained(runner: Runner, connection: Connection) -> None:
-    """Wait while too much waits for the client already."""
+    """Wait until few enough bytes wait for the client."""
     waiter: asyncio.Future[None] = asyncio.Future(loop=runner.aio)
     connection.call_when_drained(partial(resolve, waiter))
     await waiter
@@ -513,7 +513,7 @@ def resolve(future: asyncio.Future[None]) -> None:
 
 
 def _piece(fd: int, offset: int | None, count: int | None) -> tuple[int, int]:
-    """Where a piece of a file begins and how long it is. Without an offset: at the file's position, which moves behind it.
+    """Where a piece of a file begins, and its length. Without an offset: at the file's position, which moves to its end.
 
     Raises `OSError`; `RuntimeError`, `ValueError` where the application is wrong.
     """
@@ -531,7 +531,7 @@ def _piece(fd: int, offset: int | None, count: int | None) -> tuple[int, int]:
 
 
 def _caused_by_disconnect(error: BaseException | None) -> bool:
-    """Whether `ClientDisconnected` is its root cause: frameworks raise exceptions of their own from it, or groups of it."""
+    """Whether `ClientDisconnected` is the root cause: frameworks raise their own exceptions from it, or groups of it."""
     while error is not None and not isinstance(error, ClientDisconnected):
         if isinstance(error, BaseExceptionGroup):
             return all(map(_caused_by_disconnect, error.exceptions))

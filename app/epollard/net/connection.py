@@ -6,7 +6,7 @@ stage   the client ...                           epoll reports             deadl
 ------  ---------------------------------------  ------------------------  ------------------  ---------------------------------
 HEAD    is idle, or sends a head                 input                     keep-alive, header  BODY, BUSY, FLUSH, LINGER, STREAM
 BODY    sends a body                             input, room               body                HEAD, BUSY, FLUSH, LINGER
-BUSY    waits for the application, or must stop  input once, room, an end  none                HEAD, BODY, FLUSH, LINGER, STREAM
+BUSY    waits for the application, or is paused  input once, room, an end  none                HEAD, BODY, FLUSH, LINGER, STREAM
 FLUSH   takes the rest of a complete response    room                      write               as HEAD
 LINGER  has its response and our FIN             input, to be discarded    LINGER_SECONDS      closed
 STREAM  speaks another protocol, after a 101     input, room               ping                BUSY, FLUSH, LINGER
@@ -34,7 +34,7 @@ from .contracts import BodySink, DisconnectSink, Sink, UpgradedProtocol
 from .loop import ERR, HUP, IN, OUT, RDHUP
 from .write_buffer import DONTWAIT, FLUSH_TURN, File, WriteBuffer
 
-# Bytes received at once of a body. A buffer of 64 KiB and more costs a consolidation of the heap each time it is freed.
+# Bytes of a body received at once. Freeing a buffer of 64 KiB or more makes malloc(3) consolidate the heap each time.
 RECEIVE_BODY: Final = 65536
 # Pipelined requests of one client that are answered in a turn; the others wait for the next turn.
 PIPELINE: Final = 64
@@ -69,8 +69,8 @@ DISCARD_BODY: Final = DiscardBody()
 def accept(context: WorkerContext, sock: "socket.SocketType", peer: object, local: tuple[str, str]) -> None:
     """Take over an accepted connection.
 
-    The bytes that have arrived already are read before epoll knows the connection: a client that asks once is answered and gone
-    without a single `epoll_ctl`.
+    The bytes that have arrived already are read before epoll knows the connection: a client with a single request is answered
+    and gone without a single `epoll_ctl`.
     """
     host, port = peer[:2] if isinstance(peer, tuple) else ("", "")
     connection = Connection(sock, context, (host, str(port)), local)
@@ -123,7 +123,7 @@ class Connection:
         self.due = context.header_due  # the deadline, on the monotonic clock
         # Receiving.
         self.buffer = b""  # received and not yet used ...
-        self.start = 0  # ... from this offset on; without a meaning while the buffer is empty
+        self.start = 0  # ... from this offset on; meaningless while the buffer is empty
         self.receive_size = context.receive_size  # bytes that the next piece of a head may have
         self.last_fields: Fields | None = None  # of the last head, see `Request.last`
         self.decoder: LengthBody | ChunkedBody | None = None  # of the body in progress
@@ -136,7 +136,7 @@ class Connection:
         self.discarded = 0  # bytes, while lingering
         # What epoll knows.
         self.mask = UNREGISTERED
-        self.paused = False  # busy and not listened to: it has said more, or its sink has enough, or epoll need not know it
+        self.paused = False  # busy, and input is not reported: more has come, its sink has enough, or there is no need
         self.rearm = False  # bytes may be left that epoll reports only when asked again (edge-triggered, one-shot)
 
     # Receiving: the handlers of the stages.
@@ -144,7 +144,7 @@ class Connection:
     def on_head(self, events: int) -> None:
         """Idle, or in the middle of a head. Errors and hang-ups show in the result of `recv`.
 
-        Long: the fast path (one request alone, and one response that the kernel takes whole) contains what it could call.
+        Long: the fast path (a single request, and a response that the kernel takes whole) contains what it could call.
         """
         context = self.context
         try:
@@ -212,7 +212,7 @@ class Connection:
             self._listen()
 
     def on_busy(self, events: int) -> None:
-        """The application has the request: send its bytes, and stop listening to a client that says more."""
+        """The application has the request: send its bytes, and stop listening to a client that sends more."""
         if events & (ERR | HUP):
             self._lose_client()
             return
@@ -234,7 +234,7 @@ class Connection:
             self._flush()
 
     def on_linger(self, events: int) -> None:
-        """The response is sent. Bytes that the client still sends are discarded, within a bound, and then comes the close."""
+        """The response is sent. Up to a bound, discard the bytes that the client still sends; then close."""
         data = self._receive()
         if data is not None:
             self.discarded += len(data)
@@ -288,7 +288,7 @@ class Connection:
             self.due = due
 
     def _receive(self) -> bytes | None:
-        """The bytes that have arrived. None: there are none yet. Empty: there will be none, the client is gone."""
+        """The bytes that have arrived. None: there are none yet. Empty: no more will come, because the client is gone."""
         try:
             return self.sock.recv(RECEIVE_BODY, DONTWAIT)
         except BlockingIOError:
@@ -297,7 +297,7 @@ class Connection:
             return b""
 
     def _receive_more(self, data: bytes) -> bytes:
-        """The bytes behind a piece that filled its size, if that was the small one."""
+        """`data`, a piece that has filled `receive_size`; if that was the smaller size, with the bytes that follow it."""
         if self.receive_size == RECEIVE:
             return data
         self.receive_size = self.context.receive_size = RECEIVE
@@ -329,7 +329,7 @@ class Connection:
         return None
 
     def _lacks_end(self, data: bytes, events: int) -> bool:
-        """Whether a head that lacks its end lacks it with these bytes, too. The bytes before them are not searched again."""
+        """Add bytes to an unfinished head. Returns whether it is still unfinished. No byte is searched for the end twice."""
         context = self.context
         searched = len(self.buffer)
         self.buffer += data
@@ -348,7 +348,7 @@ class Connection:
         return self.context.flags != 0 and (len(data) >= self.context.ask_from or events & RDHUP != 0)
 
     def _advance_and_rearm(self, data: bytes, events: int) -> None:
-        """As `_advance`; and ask epoll again, if necessary."""
+        """As `_advance`; then ask epoll again if necessary."""
         self.rearm = self._needs_rearm(data, events)
         self._advance(data, 0)
         if self.rearm and self.stage <= BODY and self.mask != UNREGISTERED and not self.closed:
@@ -364,7 +364,7 @@ class Connection:
     def _serve(self, data: bytes, start: int, request: Request | None) -> None:
         """As `_advance`, after the first head was read. None: it is not complete. Raises `ProtocolError`.
 
-        Long: a turn of the loop is one request of a pipeline, and every call in it is paid by each of them.
+        Long: each turn of this `while` is one request of a pipeline, so each call in it is a cost of every request.
         """
         context = self.context
         while request is not None:
@@ -393,7 +393,7 @@ class Connection:
                 if self.responses is not None:
                     self.write(b"")
                 return
-            # A client that asks for more but does not take its responses gets no further ones for now.
+            # A client that sends requests but does not take its responses gets no further responses for now.
             if self.closing or not self.buffer or self.out is not None:
                 self.write(answer, self.closing)
                 if not self.closed:
@@ -403,7 +403,7 @@ class Connection:
                 self.responses = []
             self.responses.append(answer)
             if len(self.responses) == PIPELINE:
-                # Until the next turn nothing more is received: so the buffer has a bound.
+                # Until the next turn nothing more is received, so the buffer is bounded.
                 self.defer()
                 context.loop.post(self.complete)
                 return
@@ -426,8 +426,8 @@ class Connection:
             raise ProtocolError(413, f"body over {self.context.limits.max_body} bytes")
         else:
             self.decoder = LengthBody(fields.length)
-        # A client that waits for "100 Continue" and never gets it may send the body or not, so where its next request would
-        # begin is unknown.
+        # A client that waits for "100 Continue" and never gets it may or may not send the body, so it is unknown where its next
+        # request begins.
         self.closing = self.closing or fields.expect
         if request.line.path == "*":
             self.closing = True
@@ -444,7 +444,7 @@ class Connection:
         return response.options(self.context.date, keep)
 
     def _take_buffer(self) -> bytes:
-        """The bytes behind the request, which the caller uses now."""
+        """Remove the bytes behind the request from the buffer and return them, to be used now."""
         data = self.buffer[self.start :]
         self.buffer = b""
         return data
@@ -452,7 +452,7 @@ class Connection:
     # Bodies and streams.
 
     def read_body(self, closing: bool, expected: bool) -> bytes | None:
-        """Give the body to the sink. Returns as an `Application` does.
+        """Read the body and give it to the sink. Returns as an `Application` does.
 
         `closing`: the connection ends with the response. `expected`: send "100 Continue".
         """
@@ -472,7 +472,7 @@ class Connection:
                 return answer
         if expected and not data:
             self.write_now(response.CONTINUE)
-        # A client that epoll reports already, or that was just accepted and will be, needs no word to epoll.
+        # Nothing need be done if epoll reports the client already, or if it was just accepted and `accept` is going to listen.
         deaf = self.paused or self.rearm or self.context.oneshot
         if self.stage == BODY and not self.closed and (deaf or self.mask not in (UNREGISTERED, self.context.watch_mask)):
             self._listen()
@@ -512,14 +512,14 @@ class Connection:
                 self._finish_response()
 
     def _discard_body(self) -> None:
-        """Answered before the body was complete: read the rest, because the response did not say `Connection: close`."""
+        """The request was answered before its body was complete: read the rest, as the response had no `Connection: close`."""
         self.sink = DISCARD_BODY
         self._become(BODY)
         self.due = self.context.body_due
         self._listen()
 
     def upgrade(self, head: bytes, sink: UpgradedProtocol) -> None:
-        """Send the head of a 101. From here on every byte is the sink's, which answers with `write_now` (RFC 9110 7.8)."""
+        """Send the head of a 101. From then on every byte goes to the sink, which sends with `write_now` (RFC 9110 7.8)."""
         self.write_now(head)
         if self.closed:
             return
@@ -555,7 +555,7 @@ class Connection:
             self._listen()
 
     def attach(self, sink: BodySink | UpgradedProtocol) -> None:
-        """From now on `sink` gets the request's body, and is notified about the client."""
+        """From now on `sink` gets the request's body, and is notified if the client leaves."""
         self.sink = sink
 
     def detach(self) -> None:
@@ -571,7 +571,7 @@ class Connection:
         if self.closed:
             return
         self._become(BUSY)
-        # In both cases epoll reports nothing, and need not before the response is complete.
+        # In both cases epoll reports nothing now, and need not before the response is complete.
         if self.rearm or self.mask == UNREGISTERED:
             self.paused = True
         if self.out is None:
@@ -594,7 +594,7 @@ class Connection:
         log.info(f"rejected {self.name()}: {error.status} {error.reason}")
         sink, self.sink, self.decoder = self.sink, None, None
         if sink is not None and sink.abort():
-            self.close()  # part of another response was sent
+            self.close()  # a part of the application's response was sent
             return
         self.closing = True
         self.buffer = b""
@@ -608,7 +608,7 @@ class Connection:
         self.closing = True
 
     def close_if_draining(self) -> None:
-        """The connection ends with the response in progress if the worker is draining by now."""
+        """If the worker is draining by now, the connection ends with the response in progress."""
         if self.context.draining:
             self.closing = True
 
@@ -617,7 +617,7 @@ class Connection:
         self.due = due
 
     def remember(self, memo: object) -> None:
-        """Keep what an application interface made of the two addresses, for the connection's next request."""
+        """Keep what an application interface has made of the two addresses, for the connection's next request."""
         self.memo = memo
 
     def name(self) -> str:
@@ -653,7 +653,7 @@ class Connection:
         if self.closed or self.stage != HEAD:
             return
         if self.mask == UNREGISTERED and not self.paused:
-            return  # it is being accepted, and `accept` listens
+            return  # it is being accepted, and `accept` is going to listen
         if self.paused or self.rearm or self.context.oneshot or self.mask != self.context.watch_mask:
             self._listen()
 
@@ -685,7 +685,7 @@ class Connection:
             self._queue(memoryview(data)[sent:])
 
     def write_now(self, data: bytes) -> None:
-        """As `write`, and these bytes do not wait for others to fill a segment (TCP_CORK, tcp(7))."""
+        """As `write`, but the bytes leave at once, even if they do not fill a segment (TCP_CORK, tcp(7))."""
         self.write(data)
         if self.context.corked and not self.closed:
             self._draw_cork()
@@ -725,7 +725,7 @@ class Connection:
             self.out.add(File(fd, offset, count))
 
     def call_when_drained(self, callback: Callable[[], object]) -> None:
-        """Call back once: when few enough bytes wait for the client, or it is gone."""
+        """Call back once: as soon as few enough bytes wait for the client, or it is gone."""
         if self.out is None:
             callback()
         else:
@@ -738,7 +738,7 @@ class Connection:
             self._arm_busy()
         elif self.stage == BODY or self.stage == STREAM:
             self._arm(self.context.watch_mask | OUT)
-        # In the other stages a handler runs, and its end arms.
+        # In the other stages a handler is running, which arms at its end.
 
     def _flush(self) -> None:
         """Send bytes that wait; after the last of them, go on to the next stage."""
@@ -753,11 +753,11 @@ class Connection:
         if moved:
             self.due = self.context.write_due
         if out.pending:
-            # Edge-triggered, epoll does not report again what is still writable, unless asked.
+            # If edge-triggered, epoll reports a socket that is still writable only when asked again.
             more = moved >= FLUSH_TURN
             if self.stage == FLUSH:
                 self._arm(OUT | self.context.flags, force=more)
-            elif more and self.mask != UNREGISTERED:  # else its first turn is not over, and the end of that arms
+            elif more and self.mask != UNREGISTERED:  # else its first turn is not over, and arms at its end
                 self._arm(self.mask, force=True)
             return
         self.out = None
@@ -769,12 +769,12 @@ class Connection:
             self.due = self.context.stream_due
 
     def _draw_cork(self) -> None:
-        """The bytes written so far leave now; later ones are corked again."""
+        """Have the bytes written so far leave now; later ones are corked again."""
         try:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
         except OSError:
-            pass  # a Unix socket has none, and a connection that is gone needs none
+            pass  # a Unix socket has no cork, and a connection that is gone needs none
 
     # The end.
 
@@ -784,7 +784,7 @@ class Connection:
         self.close()
 
     def _linger(self) -> None:
-        """End the connection after a response where closing at once would send a reset, because bytes are unread."""
+        """End the connection after a response. Bytes are unread, so closing it at once would send a reset."""
         self.decoder = self.sink = None
         try:
             self.sock.shutdown(socket.SHUT_WR)
@@ -820,7 +820,7 @@ class Connection:
             self.context.loop.rehandle(self.fd, MethodType(_HANDLERS[stage], self))
 
     def _listen(self) -> None:
-        """Report input, also input that arrived before this, and room if bytes wait for the client."""
+        """Have epoll report input, including input that has arrived already, and room if bytes wait for the client."""
         self.paused = self.rearm = False
         self._arm(self.context.watch_mask | (OUT if self.out else 0), force=True)
 
@@ -831,7 +831,7 @@ class Connection:
         self._arm(mask | self.context.flags if mask else 0, force)
 
     def _arm(self, mask: int, force: bool = False) -> None:
-        """Set what epoll reports. `force`: even if the mask is the same, so that it reports again what is ready now."""
+        """Set what epoll reports. `force`: even if the mask stays the same, so that epoll reports again what is ready now."""
         loop = self.context.loop
         if self.mask == UNREGISTERED:
             loop.watch(self.fd, mask, MethodType(_HANDLERS[self.stage], self))
@@ -852,5 +852,5 @@ _HANDLERS: Final = (
 
 
 def _may_be_more(data: bytes | None, events: int) -> bool:
-    """Whether a piece of a body or a stream may not be all that epoll has reported."""
+    """Whether there may be more to receive behind this piece of a body or a stream, without another event."""
     return data is not None and (len(data) == RECEIVE_BODY or events & RDHUP != 0)

@@ -1,9 +1,9 @@
-"""The replacement policy: which slot gets a worker next, which workers that makes superfluous, and what an early exit means.
+"""The replacement policy: which slot gets a worker next, which workers have been replaced, and what an early exit means.
 
-Each reload begins a new *generation* of workers. It is rolled out one slot at a time; the first replacement is its trial. If
-that one does not boot, the generation is given up, and the workers of the last *proven* generation, one of which has been
-ready, stay. A worker that is due for recycling is replaced in the same way, one at a time. No process, no clock: slots and
-processes are read as facts, and the supervisor carries out what is planned here.
+Each reload begins a new *generation* of workers. It is rolled out one slot at a time, and its first worker is a trial: if that
+one does not boot, the generation is given up, and the workers of the last *proven* generation stay. A generation is proven once
+one of its workers has been ready. Workers that are due for recycling are replaced in the same way, one at a time. No process,
+no clock: slots and processes are read as facts, and the supervisor carries out what is planned here.
 """
 
 import enum
@@ -14,14 +14,14 @@ from typing import Final, NamedTuple
 from .. import exits
 from .slots import Process, Slot
 
-# Seconds after a worker became ready. A worker that exits sooner does so by habit, not by accident, and is replaced ever more
-# slowly.
+# Seconds after a worker became ready. If workers exit sooner than that, it is a habit and no accident, and they are replaced
+# ever more slowly.
 EARLY_EXIT: Final = 5.0
-# Early exits in a row, in one slot, after which the server gives up if no worker has ever been ready: it is then up to what
-# started us.
+# Early exits in a row, in one slot, after which the server gives up if no worker has ever been ready. What started the server
+# then has to decide.
 ATTEMPTS: Final = 3
-# Seconds before the second replacement after early exits, doubled for each further one; the first comes at once. There is an
-# upper bound for the sake of the clients that the kernel sends to this slot meanwhile: they wait in its queue.
+# Seconds before the replacement after the second early exit in a row, doubled for each further one; after the first, it comes
+# at once. There is an upper bound because the kernel may send clients to this slot meanwhile, which wait in its queue.
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_LAST: Final = 10.0
 
@@ -29,8 +29,8 @@ BACKOFF_LAST: Final = 10.0
 class Verdict(enum.Enum):
     """What follows from the exit of a worker, or from the failure to start one."""
 
-    REPLACE = enum.auto()  # there is a new one at once
-    RETRY = enum.auto()  # it was early: there is a new one at the slot's `next_attempt`
+    REPLACE = enum.auto()  # a new one is started at once
+    RETRY = enum.auto()  # it was early: a new one is started at the slot's `next_attempt`
     ROLL_BACK = enum.auto()  # the new generation is given up: the proven one stays
     LOAD_ERROR = enum.auto()  # the application cannot be loaded: the server ends
     GIVE_UP = enum.auto()  # no worker becomes ready: the server ends
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     """What to do about one slot."""
 
     retire: Sequence[Process]  # replaced, or no longer wanted
-    recycle: Process | None  # replaced because it was due for recycling: no one waits for its end
+    recycle: Process | None  # replaced because it was due for recycling: nothing waits for its end
     start_at: float  # when to start a worker; math.inf: not now
 
 
@@ -59,10 +59,10 @@ class Rollout:
         self.generation = generation  # the desired one
         self.proven = 0  # the newest generation of which a worker has been ready
         self.successor = successor  # a predecessor still leads: a worker that does not become ready ends the upgrade
-        self._newest = generation  # a generation that is given up leaves a gap: its number does not come again
+        self._newest = generation  # the number of a generation that was given up is not used again
 
     def begin(self, slots: Collection[Slot]) -> int:
-        """Begin a new generation. The back-off that was due to the old code ends."""
+        """Begin a new generation. The back-off ends, as it was due to the old code."""
         self._newest += 1
         self.generation = self._newest
         for slot in slots:
@@ -91,12 +91,12 @@ class Rollout:
         )
         if any(process.generation >= self.generation and not process.recycle_reason for process in staying):
             return Plan(retire, recycle, math.inf)
-        # A worker that lives is replaced one slot at a time, so that the first one shows whether the others may follow.
+        # Workers that still serve are replaced one slot at a time, so that the first slot shows whether the others may follow.
         booting = any(not process.ready and not process.retiring for process in processes if process not in retire)
         return Plan(retire, recycle, math.inf if staying and booting else slot.next_attempt)
 
     def _superseded(self, process: Process, serving: int) -> bool:
-        """Whether a newer generation serves in its slot; or it boots as a replacement, but its code is no longer wanted."""
+        """Whether a newer generation serves in its slot, or it is a replacement that still boots and whose code is outdated."""
         return process.generation < serving or bool(serving and not process.ready and process.generation < self.generation)
 
     def choose_for_recycling(self, processes: Collection[Process], due: Callable[[Process], str]) -> Process | None:
@@ -116,7 +116,7 @@ class Rollout:
     # Exits.
 
     def on_exit(self, exit: Exit, now: float) -> Verdict:
-        """What follows from it."""
+        """What follows from the exit of a worker."""
         process = exit.process
         if process.retiring:
             return Verdict.REPLACE
@@ -133,7 +133,7 @@ class Rollout:
         return self.on_failure(process.slot, now)
 
     def on_failure(self, slot: Slot, now: float) -> Verdict:
-        """A worker has exited early, or could not be started: the next attempt is put off, or there is none."""
+        """A worker has exited early, or could not be started: put off the next attempt, or give up."""
         slot.failures += 1
         slot.next_attempt = now + back_off(slot.failures)
         if self.successor or (not self.proven and slot.failures >= ATTEMPTS):
@@ -142,5 +142,5 @@ class Rollout:
 
 
 def back_off(failures: int) -> float:
-    """Seconds before the next attempt, after that many early exits in a row."""
+    """Seconds before the next attempt, after this number of early exits in a row."""
     return min(BACKOFF_FIRST * 2.0 ** min(failures - 2, 60), BACKOFF_LAST) if failures > 1 else 0.0

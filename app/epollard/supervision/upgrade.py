@@ -1,13 +1,13 @@
 """One supervisor hands over to the next, which is started from the code on disk and uses the same listeners.
 
-The predecessor spawns its successor, which inherits the listeners and one end of a channel. When the successor's workers are
-ready it says so; the predecessor stops steering, replies that the successor leads now, and drains. A successor that dies before
-that has changed nothing.
+The predecessor spawns its successor, which inherits the listeners and one end of a channel. Once its workers are ready, the
+successor reports this; the predecessor stops steering, replies that the successor leads now, and drains. A successor that dies
+before that has changed nothing.
 
 The first supervisor was started by a process that waits for its end and sends signals to its pid: a container runtime, a
 service manager, a shell. So it never exits before its last successor. It stays as a *relay*: it passes signals on to the
-supervisor that leads, and exits with the status of the last one. To lead is to hold the other end of the relay's channel, which
-each leader leaves to its successor.
+supervisor that leads, and exits with the status of the last one. The leader is the supervisor that holds the other end of the
+relay's channel, and leaves this end to its successor.
 
     Role of this process      until                               then it is
     SUCCESSOR                 its predecessor lets it lead        LEADER
@@ -44,7 +44,7 @@ class HandoverError(Exception):
 
 
 class Role(Enum):
-    """The part that this process plays; the table above has what leads from one to the next."""
+    """The part that this process plays. The table above shows what leads from one role to the next."""
 
     SUCCESSOR = "successor"
     ORPHAN = "orphan"
@@ -53,22 +53,22 @@ class Role(Enum):
 
 
 class Handover(NamedTuple):
-    """What a supervisor leaves to its successor, channels excepted."""
+    """What a supervisor leaves to its successor, except the channels."""
 
     listeners: list[sockets.Inheritance]  # `Listeners.bind` removes those that it adopts
     management: list[sockets.Inheritance]  # so does `Management.listen`
     generation: int  # of the predecessor's workers
     slots: int  # that it had
     configured: tuple[int, int]  # how many workers its configuration asked for, at least and at most
-    bounds: tuple[int, int]  # what signals and commands have made of that
+    bounds: tuple[int, int]  # the same, as signals and commands have changed it
 
     @property
     def inheritances(self) -> list[sockets.Inheritance]:
-        """Those that have not been adopted."""
+        """The listeners that have not been adopted."""
         return self.listeners + self.management
 
     def encode(self, predecessor: int, relay: int) -> str:
-        """The variable's value; the channels are given by their descriptors. Its keys are read by versions older than this."""
+        """The variable's value; the channels are given by their descriptors. Older versions read these keys, too."""
         return json.dumps(
             {
                 "format": FORMAT,
@@ -107,7 +107,7 @@ def decode(text: str) -> tuple[Handover, socket.socket, socket.socket]:
 
 
 class Channel:
-    """Our end of a socket pair; another supervisor has the other end. Never blocks; a dead peer sends b"", once."""
+    """Our end of a socket pair; another supervisor has the other end. Never blocks. When the peer dies, b"" comes, once."""
 
     def __init__(self, loop: Loop, end: socket.socket, on_message: Callable[[bytes], None]) -> None:
         self._loop = loop
@@ -131,7 +131,7 @@ class Channel:
         self._on_message(message)
 
     def send(self, message: bytes) -> None:
-        """Send it, unless the peer is gone, or does not read."""
+        """Send a message, unless the peer is gone or does not read."""
         with contextlib.suppress(OSError):
             self._end.send(message)
 
@@ -145,7 +145,7 @@ class Channel:
             self._loop.unwatch(self._end.fileno())
 
     def close(self) -> None:
-        """Watch it no longer, and close our end."""
+        """Stop watching, and close our end."""
         self._unwatch()
         self._end.close()
 
@@ -176,13 +176,13 @@ class Successor:
 
     def _on_message(self, message: bytes) -> None:
         if self.state is SuccessorState.STOPPING:
-            pass  # whatever it reports, it is not to lead
+            pass  # it is not to lead, whatever it reports
         elif message == _STARTED:
             self.state = SuccessorState.BOOTING
             self.deadline = math.inf
         elif message == _READY:
             self.state = SuccessorState.READY
-        # Else it is dying; its exit will be reported.
+        # Otherwise it is dying, and its exit will be reported.
 
     def let_lead(self) -> None:
         """From now on it leads."""
@@ -204,7 +204,7 @@ class Successor:
         os.kill(self.pid, signal.SIGKILL)
 
     def log_exit(self, code: int) -> None:
-        """Log why it did not come to lead, unless that was our doing."""
+        """Log why it never led, unless we have stopped it."""
         if self.state is not SuccessorState.STOPPING:
             cause = f" ({exits.CAUSES[code]})" if code in exits.CAUSES else ""
             how = f"exited with {code}{cause}" if code >= 0 else f"was killed by signal {-code}"
@@ -215,7 +215,7 @@ class Relay:
     """The first supervisor's side of the channel to the leader: signals go there, the exit status comes back."""
 
     def __init__(self, loop: Loop, end: socket.socket) -> None:
-        self.status = 1  # of the last leader; one that does not report it has died
+        self.status = 1  # of the last leader, which has died if it reports none
         self.leader_gone = False
         self.channel = Channel(loop, end, self._on_message)
 
@@ -246,12 +246,12 @@ class Upgrade:
         self.requested = ""  # the source of a request (SIGUSR2, a command) that has not been carried out yet
         self.successor: Successor | None = None
         self._to_predecessor: Channel | None = None
-        self._to_relay: Channel | None = None  # none as long as we are the first supervisor
-        self._relay: Relay | None = None  # in the first supervisor, as soon as it has had a successor
+        self._to_relay: Channel | None = None  # None while we are the first supervisor
+        self._relay: Relay | None = None  # in the first supervisor, once it has spawned a successor
 
     @property
     def shared(self) -> bool:
-        """Whether our listeners are another supervisor's as well, which needs them longer."""
+        """Whether another supervisor has our listeners as well, and needs them longer."""
         return self.role is not Role.LEADER
 
     @property
@@ -268,7 +268,7 @@ class Upgrade:
 
     @property
     def must_wait(self) -> bool:
-        """Whether it is too early to exit: the leader has not exited yet, or a successor that is to stop has not."""
+        """Whether it is too early to exit: the leader, or a successor that is to stop, has not exited yet."""
         if self.handed_over:
             return self._relay is not None and not self._relay.leader_gone
         return self.successor is not None
@@ -284,11 +284,11 @@ class Upgrade:
         self.role = Role.SUCCESSOR
         self._to_predecessor = Channel(self._loop, predecessor, self._on_predecessor)
         self._to_predecessor.watch()
-        self._to_relay = Channel(self._loop, relay, self._on_relay)  # not watched before we lead
+        self._to_relay = Channel(self._loop, relay, self._on_relay)  # watched only once we lead
         return True
 
     def report_started(self) -> None:
-        """Report to the predecessor, if there is one, that we have all we need."""
+        """Report to the predecessor, if there is one, that our configuration is good and our addresses are bound."""
         if self._to_predecessor is not None:
             self._to_predecessor.send(_STARTED)
 
@@ -304,7 +304,7 @@ class Upgrade:
         self._to_predecessor = None
 
     def take_over(self, groups: Sequence[sockets.Group]) -> None:
-        """We lead now: apply our configuration to what we inherited, and close what it no longer has."""
+        """We lead now: apply our configuration to the inherited listeners, and close those that it no longer names."""
         assert self._to_relay is not None
         for group in groups:
             group.take_over()
@@ -320,7 +320,7 @@ class Upgrade:
     # As the leader.
 
     def _on_relay(self, numbers: bytes) -> None:
-        if not numbers:  # the process that started it sees its end, and may start another server: so we stop as well
+        if not numbers:  # the process that started it may now start another server, so we stop as well
             log.error("the first supervisor is gone")
             self._leave_relay()
             self._obey(signal.SIGTERM, set())
@@ -392,13 +392,13 @@ class Upgrade:
         return self.successor.pid
 
     def stop(self, number: int, deadline: float) -> None:
-        """We are to stop, so a successor that does not lead is to stop as well, by this signal and this deadline."""
+        """We are to stop. So send this signal to a successor that does not lead yet: it has to stop by `deadline` as well."""
         self.requested = ""
         if self.successor is not None and not self.handed_over:
             self.successor.stop(number, deadline)
 
     def on_exit(self, pid: int, code: int) -> bool:
-        """Whether the process that has exited was the successor. If it did not lead, we carry on."""
+        """A process has exited. Returns whether it was the successor; if that did not lead yet, we carry on."""
         if self.successor is None or pid != self.successor.pid:
             return False
         if not self.handed_over:
@@ -418,7 +418,7 @@ class Upgrade:
             self._relay.pass_on(number)
 
     def end(self, status: int) -> int:
-        """Report our `status` if we lead. Returns the status to exit with: the relay has the last leader's."""
+        """Report our `status` to the relay if we lead. Returns the status to exit with: in the relay, the last leader's."""
         if self._to_relay is not None and self.role is Role.LEADER:
             self._to_relay.send(bytes([status]))
         return self._relay.status if self.handed_over and self._relay is not None else status
