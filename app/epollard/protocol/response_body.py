@@ -2,7 +2,7 @@
 
 `start` returns the head and a writer, which frames the pieces of the body as they come; `whole` returns a small response at
 once. A body without a Content-Length is chunked, or ends with the connection if the client speaks HTTP/1.0 (RFC 9112 6.3).
-A body that is longer than its Content-Length is cut, since the client would read the excess as the next response. After one
+A body that is longer than its Content-Length is cut, since the client would read the excess as the next response. After a body
 that is shorter the connection has to close, since the client waits for the rest.
 """
 
@@ -18,7 +18,7 @@ INTERNAL_ERROR_BODY: Final = b"Internal Server Error\n"
 
 
 class HeadEnds(Protocol):
-    """The ends that a head may have: a Connection line or none, Date, and the empty line. They change with the date only."""
+    """The possible ends of a head: a Connection line or none, Date, and the empty line. They change only with the date."""
 
     date_end: bytes  # the connection stays open
     close_end: bytes  # it closes
@@ -65,7 +65,7 @@ class LengthWriter:
         return b"", allowed, b""
 
     def end(self, trailers: bytes = b"") -> bytes:
-        """The bytes that end the body: none. Trailers are dropped, since such a body has no place for them."""
+        """The bytes that end the body: none. Trailers are dropped, since only a chunked body has a place for them."""
         return b""
 
 
@@ -116,7 +116,7 @@ class CloseWriter:
         return b"", count, b""
 
     def end(self, trailers: bytes = b"") -> bytes:
-        """The bytes that end the body: none, the connection's end ends it."""
+        """The bytes that end the body: none, since the end of the connection does."""
         return b""
 
 
@@ -155,7 +155,7 @@ class Opening(NamedTuple):
 
 
 def start(head: Head, request: Request, ends: HeadEnds, *, size: int | None, closing: bool) -> Opening:
-    """Begin a response on the slow path: any head, and a body of any size, in any number of pieces.
+    """Begin a response on the slow path, with any head, and a body of any size in any number of pieces.
 
     `size`: bytes of the whole body, if known although the application gave no Content-Length. `closing`: the connection closes
     after the response in any case.
@@ -177,7 +177,7 @@ def start(head: Head, request: Request, ends: HeadEnds, *, size: int | None, clo
     else:
         writer = ChunkedWriter()
         parts.append(CHUNKED)
-    if request.line.method == "HEAD":  # RFC 9110 9.3.2: with the head of a GET
+    if request.line.method == "HEAD":  # its head is that of a GET (RFC 9110 9.3.2)
         writer = NoBodyWriter()
     if head.dated:
         parts.append(CLOSE + b"\r\n" if closing else KEEP + b"\r\n" if old else b"\r\n")
@@ -187,7 +187,7 @@ def start(head: Head, request: Request, ends: HeadEnds, *, size: int | None, clo
 
 
 def whole(head: Head | None, request: Request, ends: HeadEnds, body: object, closing: bool) -> bytes | None:
-    """A response on the fast path: one small body, and a head without surprises. None: it has to take the slow path (`start`).
+    """A whole response on the fast path: a `plain` head, and one small body. None: it has to take the slow path (`start`).
 
     `LeaderFollowers.answer` has a copy of the most frequent case, without the call.
     """
