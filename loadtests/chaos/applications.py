@@ -1,4 +1,4 @@
-"""What is served while things happen: the same for WSGI and ASGI. `/?ms=2` takes so long, `/pid` says who answers."""
+"""The application under disturbances, for WSGI and ASGI. `/?ms=2` takes 2 ms; every response is the process's number."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A process of clients: asks until its standard input ends, then prints as JSON what became of each request."""
+"""One process of clients: they send requests until standard input ends, then the outcome of each is printed as JSON."""
 
 import json
 import sys
@@ -9,11 +9,11 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 sys.path.insert(0, str(TESTS))
 
-from load import Load  # noqa: E402 - it lies in another directory
+from load import Load  # noqa: E402 - it is in another directory
 
 
 def watch(lags: list[tuple[float, float]], stopped: threading.Event) -> None:
-    """Note when this machine lets a thread that only sleeps wait: then it lets servers wait as well."""
+    """Note when this machine wakes up a sleeping thread late: then it delays servers as well."""
     while not stopped.is_set():
         due = time.monotonic() + 0.01
         time.sleep(0.01)

@@ -1,8 +1,11 @@
-"""Sixty clients ask without pause while everything happens to four workers that can happen to them. Who is not answered?
+"""Counts the requests that fail while four workers under load are reloaded, replaced, stopped and killed.
 
-Half of the clients keep their connection, and ask once more where one that they had used before closes before a byte
-(RFC 9112 9.3.1); half make a new one for each request. Every failure is counted. Each scenario has a promise; the exit status
-is 1 where one was broken. Everything stays on loopback, and only what was started here is ended.
+Half of the sixty clients keep their connection, and repeat a request once if a connection that they had used before closes
+before a byte of the response (RFC 9112 9.3.1); half make a new one for each request. Every failure is counted. Each scenario
+has a promise; the exit status is 1 if one is broken. Everything stays on loopback, and only processes that were started here
+are ended.
+
+Long: a scenario, its promise and its row of the table are read together.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "peers"), str(HERE.parents[1] / "tests")]
 
-import commands  # type: ignore[import-not-found]  # noqa: E402 - these lie in other directories
+import commands  # type: ignore[import-not-found]  # noqa: E402 - these are in other directories
 
 import hands  # noqa: E402
 import measure  # noqa: E402
@@ -34,14 +37,14 @@ from harness import leaves, session  # noqa: E402
 from load import Answer, Failure, hold  # noqa: E402
 
 WORKERS = 4
-PATIENCE = 0.5  # seconds that a new client may wait where a worker is stopped
-STOPPED = 3.0  # seconds that it is
-EVENNESS = 1.1
-LONG_LIVED = 2000
-BIN = 0.25  # seconds of one point in a picture
-AFTERMATH = 10.0  # seconds after a kill in which a failure may still be noticed
+WAIT_LIMIT = 0.5  # seconds that a new client may wait while a worker is stopped
+STOPPED = 3.0  # seconds for which a worker is stopped
+EVENNESS = 1.1  # connections of the fullest worker, at most, as a multiple of the mean
+LONG_LIVED = 2000  # connections
+BIN = 0.25  # seconds of one point in a plot
+AFTERMATH = 10.0  # seconds after a kill in which a client may still notice the failure
 
-# --- Who serves -----------------------------------------------------------------------------------------------------
+# --- Servers --------------------------------------------------------------------------------------------------------
 
 INTERFACES = ("wsgi", "asgi")
 
@@ -73,11 +76,11 @@ def start(name: str, kind: str, python: str, bin: Path | None, options: Sequence
     return measure.Server(PEERS[name](bin, port, kind), port, env={"PYTHONPATH": str(HERE)}, cwd=HERE, cpu=None)
 
 
-# --- What happens ---------------------------------------------------------------------------------------------------
+# --- Disturbances ---------------------------------------------------------------------------------------------------
 
 
 class Grip(NamedTuple):
-    """What a worker had in its hands when it was stopped."""
+    """The connections that a worker held when it was stopped."""
 
     when: float
     held: list[hands.Held]
@@ -85,7 +88,7 @@ class Grip(NamedTuple):
 
 @dataclass
 class Run:
-    """One scenario at one server: what was done, what the clients saw, what is to be said of it."""
+    """One scenario at one server: the disturbances, the clients' outcomes, and the verdict."""
 
     scenario: str
     name: str
@@ -101,19 +104,19 @@ class Run:
     failures: list[Failure] = field(default_factory=list)
     workers: Counter[str] = field(default_factory=Counter)  # answers by process
     retries: int = 0
-    lag: float = 0.0  # seconds by which the machine woke a thread too late that only sleeps, at worst
+    lag: float = 0.0  # seconds by which the machine woke up a sleeping thread too late, at worst
     problems: list[str] = field(default_factory=list)
     remark: str = ""
 
     def times(self, usual: int) -> range:
-        """So often, or the part of it that was asked for."""
+        """The usual number of disturbances, scaled by `part`."""
         return range(max(1, round(usual * self.part)))
 
     def mark(self) -> None:
         self.marks.append(time.monotonic())
 
     def pids(self) -> list[int]:
-        """The workers that there are, oldest first; not the helper that Python's multiprocessing has beside them."""
+        """The present workers, oldest first, without the resource tracker of Python's multiprocessing."""
         return [pid for pid in leaves(self.server.pid) if pid != self.server.pid and b"resource_tracker" not in _command(pid)]
 
     def wait(self, what: str, condition: Callable[[], object], seconds: float = 30.0) -> bool:
@@ -126,12 +129,12 @@ class Run:
         return True
 
     def grip(self, pid: int) -> None:
-        """Stop a worker and note what it has in its hands."""
+        """Stop a worker and note which connections it holds."""
         hands.stop(pid)
         self.grips.append(Grip(time.monotonic(), hands.in_hands(pid, self.server.port)))
 
     def in_grip(self, begun: float, ended: float, port: int) -> hands.Held | None:
-        """The connection of this port, where a worker had it in its hands when it was stopped during that time."""
+        """The connection from this client port if a worker that was stopped during that time held it, else None."""
         for grip in self.grips:
             if begun <= grip.when <= ended:
                 for held in grip.held:
@@ -141,7 +144,7 @@ class Run:
 
     @property
     def failed(self) -> list[Failure]:
-        """Failures that count: where nobody listens any more after TERM, nobody has lost anything."""
+        """The failures that count: a client that is refused after TERM has lost nothing."""
         return [failure for failure in self.failures if not (failure.refused and failure.when > self.last_term)]
 
     @property
@@ -159,7 +162,7 @@ def _command(pid: int) -> bytes:
 
 @contextlib.contextmanager
 def clients(run: Run, arguments: argparse.Namespace, target: str) -> Iterator[None]:
-    """Clients, in processes of their own; what they saw is the run's afterwards."""
+    """Clients in processes of their own; at the end, their outcomes are added to the run's."""
     count, processes = arguments.clients, arguments.processes
     share = [count // processes + (number < count % processes) for number in range(processes)]
     timing = str(arguments.pause), str(arguments.distance)
@@ -172,13 +175,13 @@ def clients(run: Run, arguments: argparse.Namespace, target: str) -> Iterator[No
         for each in share
     ]
     try:
-        time.sleep(1.0)  # for their start, and for what is served before anything happens
+        time.sleep(1.0)  # until they have started and requests have been served undisturbed
         yield
     finally:
         for process in started:
             assert process.stdin
             process.stdin.close()
-            process.stdin = None  # or communicate would flush it
+            process.stdin = None  # else `communicate` would flush it
         for process in started:
             seen = json.loads(process.communicate(timeout=60)[0])
             run.answers += [Answer(*answer) for answer in seen["answers"]]
@@ -189,33 +192,33 @@ def clients(run: Run, arguments: argparse.Namespace, target: str) -> Iterator[No
 
 
 def replaced(run: Run, old: set[int]) -> bool:
-    """Whether none of the old workers is left, and all the new ones are there."""
+    """Whether no old worker is left and all new ones are present."""
     new = run.pids()
     return len(new) == WORKERS and not old & {*new}
 
 
 def reloads(run: Run) -> None:
-    """30 times HUP, each when the last one is done."""
+    """HUP 30 times, each after the last reload is complete."""
     for _ in run.times(30):
         old = {*run.pids()}
         run.mark()
         os.kill(run.server.pid, signal.SIGHUP)
-        run.wait("all workers are new", partial(replaced, run, old))
+        run.wait("all workers replaced", partial(replaced, run, old))
         time.sleep(0.1)
 
 
 def upgrades(run: Run) -> None:
-    """10 times USR2: another supervisor, from the code on disk, takes over the listeners."""
+    """USR2 10 times: a new supervisor, from the code on disk, takes over the listeners."""
     for _ in run.times(10):
         old = {*run.pids()}
         run.mark()
         os.kill(run.server.pid, signal.SIGUSR2)
-        run.wait("all workers are new", partial(replaced, run, old))
+        run.wait("all workers replaced", partial(replaced, run, old))
         time.sleep(0.1)
 
 
 def scalings(run: Run) -> None:
-    """60 times to another number of workers, 2 to 6; the next one comes when that is reached, or after a second."""
+    """Change the number of workers 60 times, 2 to 6; the next change comes when that is reached, or after a second."""
     wanted = WORKERS
     for _ in run.times(60):
         target = random.choice([number for number in range(2, 7) if number != wanted])
@@ -224,12 +227,12 @@ def scalings(run: Run) -> None:
             up = target > wanted
             os.kill(run.server.pid, signal.SIGTTIN if up else signal.SIGTTOU)
             wanted += 1 if up else -1
-            time.sleep(0.05)  # two signals that wait to be delivered are one (signal(7))
+            time.sleep(0.05)  # two pending signals of one kind are merged into one (signal(7))
         deadline = time.monotonic() + 1
         while len(run.pids()) != target and time.monotonic() < deadline:
             time.sleep(0.02)
-        if said := re.findall(r"scaling to (\d+) worker", run.server.output()):
-            wanted = int(said[-1])  # on a crowded machine it may have heard two as one
+        if logged := re.findall(r"scaling to (\d+) worker", run.server.output()):
+            wanted = int(logged[-1])  # on a busy machine two signals may have been merged
     run.wait(f"{wanted} workers", lambda: len(run.pids()) == wanted)
 
 
@@ -244,11 +247,11 @@ def recycling(run: Run) -> None:
         time.sleep(0.02)
     run.remark = f"{len(known) - WORKERS} replaced"
     if len(known) < 2 * WORKERS:
-        run.problems.append("hardly a worker was replaced")
+        run.problems.append("too few workers were replaced")
 
 
 def kills(run: Run) -> None:
-    """SIGKILL to a random worker each second for a minute. Stopped first, for an instant, to see what is in its hands."""
+    """SIGKILL to a random worker each second for a minute. It is stopped for an instant first, to see what it holds."""
     for _ in run.times(60):
         if pids := run.pids():
             victim = random.choice(pids)
@@ -259,7 +262,7 @@ def kills(run: Run) -> None:
 
 
 def stops(run: Run) -> None:
-    """SIGSTOP to a random worker for 3 seconds, 15 times, with a second between."""
+    """SIGSTOP to a random worker for 3 seconds, 15 times, with a second in between."""
     for _ in run.times(15):
         victim = random.choice(run.pids())
         run.mark()
@@ -270,12 +273,12 @@ def stops(run: Run) -> None:
 
 
 def nothing(run: Run) -> None:
-    """Only what every run has: TERM at the end."""
+    """No disturbance except TERM at the end, which every run has."""
     time.sleep(1.0)
 
 
 def long_lived(run: Run) -> None:
-    """2,000 connections that stay, opened in bursts."""
+    """Open 2,000 connections in bursts and keep them open."""
     bursts = []
     with contextlib.ExitStack() as stack:
         held: list[socket.socket] = []
@@ -295,7 +298,7 @@ def long_lived(run: Run) -> None:
 
 
 def orphans(run: Run) -> None:
-    """SIGKILL to the supervisor: its workers drain and end, and leave nothing behind."""
+    """SIGKILL to the supervisor: its workers drain and exit, and leave nothing behind."""
     time.sleep(1.0)
     run.mark()
     run.last_term = time.monotonic()
@@ -303,26 +306,26 @@ def orphans(run: Run) -> None:
     if run.wait("all workers are gone", lambda: not [pid for pid in session(run.server.pid) if pid != run.server.pid]):
         run.remark = f"all gone after {time.monotonic() - run.last_term:.1f} s"
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # for TIME_WAIT; what listens is in the way anyway
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignores TIME_WAIT, but not a listener
         try:
             probe.bind(("127.0.0.1", run.server.port))
         except OSError:
             run.problems.append("the port is still bound")
 
 
-# --- What was promised ----------------------------------------------------------------------------------------------
+# --- Promises -------------------------------------------------------------------------------------------------------
 
 
 def nothing_lost(run: Run) -> None:
-    """0 failed."""
+    """No request fails."""
     if run.failed:
         run.problems.append(f"{len(run.failed)} failed: {run.failed[0].error}")
 
 
 def only_what_it_had(run: Run) -> None:
-    """Whoever failed was in the hands of a killed worker; nobody was who waited in its queue.
+    """A request fails only if a killed worker held its connection, never if it was waiting in the worker's queue.
 
-    Its hands hold requests that it had read, and in the microseconds between accepting and reading one that it had not.
+    A worker holds requests that it has read and, for the microseconds between accepting and reading, one that it has not.
     """
     innocent = []
     unread = 0
@@ -334,37 +337,37 @@ def only_what_it_had(run: Run) -> None:
             unread += 1
     run.remark = f"{len(run.failed) - len(innocent) - unread} had been read, {unread} just accepted"
     if innocent:
-        run.problems.append(f"{len(innocent)} failed that were in no killed worker's hands: {innocent[0]}")
+        run.problems.append(f"{len(innocent)} requests failed that no killed worker held: {innocent[0]}")
 
 
 def nobody_waits(run: Run) -> None:
-    """No new client waits longer than half a second, but for those that the stopped worker had accepted already.
+    """No new client waits longer than half a second, except those that the stopped worker had already accepted.
 
-    The machine's own lag comes on top: where a thread that only sleeps is woken late, so is whoever would take the client.
+    The machine's own lag is added: if it wakes up a sleeping thread late, it also wakes up late the worker that accepts.
     """
     nothing_lost(run)
-    slow = [answer for answer in run.answers if answer.kind == "one-shot" and answer.seconds > PATIENCE]
+    slow = [answer for answer in run.answers if answer.kind == "one-shot" and answer.seconds > WAIT_LIMIT]
     late = [answer for answer in slow if not run.in_grip(answer.when - answer.seconds, answer.when, answer.port)]
-    run.remark = f"{len(late)} new clients waited over {PATIENCE * 1e3:.0f} ms, {len(slow) - len(late)} were in its hands"
-    if any(answer.seconds > PATIENCE + run.lag for answer in late):
+    run.remark = f"{len(late)} new clients waited over {WAIT_LIMIT * 1e3:.0f} ms, {len(slow) - len(late)} were held by it"
+    if any(answer.seconds > WAIT_LIMIT + run.lag for answer in late):
         worst = max(late, key=lambda answer: answer.seconds)
-        run.problems.append(f"{len(late)} waited over {PATIENCE * 1e3:.0f} ms, one {worst.seconds:.2f} s")
+        run.problems.append(f"{len(late)} waited over {WAIT_LIMIT * 1e3:.0f} ms, one {worst.seconds:.2f} s")
 
 
 def nothing_left(run: Run) -> None:
-    """Workers drain and end, no port stays bound (and `orphans` has looked)."""
+    """Workers drain and exit, and no port stays bound; `orphans` itself has checked it."""
 
 
 class Scenario(NamedTuple):
-    """What is done, and what must hold then."""
+    """A disturbance, and the promise that must hold under it."""
 
     disturb: Callable[[Run], None]
     judge: Callable[[Run], None]
     options: tuple[str, ...] = ()
     target: str = "/"
-    load: bool = True  # clients ask meanwhile
-    ends: bool = True  # with TERM, while they do
-    peers: tuple[str, ...] = ("gunicorn", "uvicorn", "granian")  # that know it too
+    load: bool = True  # clients send requests meanwhile
+    ends: bool = True  # with TERM, under load
+    peers: tuple[str, ...] = ("gunicorn", "uvicorn", "granian")  # those that support it
 
 
 SCENARIOS = {
@@ -379,15 +382,15 @@ SCENARIOS = {
     "long-lived": Scenario(long_lived, nothing_lost, load=False),
     "orphans": Scenario(orphans, nothing_left, ends=False),
 }
-FOR_COMPARISON = {"stops-unsteered"}  # shown beside; promises nothing
+FOR_COMPARISON = {"stops-unsteered"}  # shown, but without a promise
 
 
 def play(title: str, name: str, kind: str, arguments: argparse.Namespace, bin: Path | None) -> Run:
-    """One scenario at one server."""
+    """Play one scenario at one server."""
     scenario = SCENARIOS[title]
     with start(name, kind, arguments.python, bin, scenario.options) as server:
         run = Run(title, name, kind, server, arguments.part)
-        run.wait("all workers are there", lambda: len(run.pids()) == WORKERS)
+        run.wait("all workers are present", lambda: len(run.pids()) == WORKERS)
         time.sleep(1.0)
         run.begun = time.monotonic()
         load = clients(run, arguments, scenario.target)
@@ -398,10 +401,10 @@ def play(title: str, name: str, kind: str, arguments: argparse.Namespace, bin: P
                 run.last_term = time.monotonic()
                 run.marks.append(run.last_term)
                 os.kill(server.pid, signal.SIGTERM)
-                run.wait("the server has ended", lambda: not _running(server.pid))
+                run.wait("the server has exited", lambda: not _running(server.pid))
         run.ended = time.monotonic()
         if left := [pid for pid in session(server.pid) if pid != server.pid]:
-            run.problems.append(f"left behind: {left}")
+            run.problems.append(f"processes left behind: {left}")
         scenario.judge(run)
         if run.problems and arguments.log:
             print(server.output(), file=sys.stderr)
@@ -412,7 +415,7 @@ def _running(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-# --- What is said of it ---------------------------------------------------------------------------------------------
+# --- Results --------------------------------------------------------------------------------------------------------
 
 HEADINGS = [
     *("scenario", "interface", "disturbances", "answered", "failed", "retried", "p99 ms", "slowest ms", "lag ms", "promise", "")
@@ -420,7 +423,7 @@ HEADINGS = [
 
 
 def row(run: Run) -> list[object]:
-    """A line of the table."""
+    """A row of the table."""
     waits = run.waits or [0.0]
     verdict = "broken" if run.problems else "kept"
     if run.scenario in FOR_COMPARISON or run.name != "epollard":
@@ -434,7 +437,7 @@ def row(run: Run) -> list[object]:
 
 
 def as_dict(run: Run) -> dict[str, Any]:
-    """What is kept of it."""
+    """The part of a run that is saved."""
     return {
         "scenario": run.scenario,
         "server": run.name,
@@ -459,13 +462,16 @@ def as_dict(run: Run) -> dict[str, Any]:
 
 
 def rates(run: Run) -> list[int]:
-    """Answers in each of the run's bins of time."""
+    """The number of responses in each time bin of the run."""
     found = Counter(int((answer.when - run.begun) / BIN) for answer in run.answers)
     return [found[place] for place in range(int((run.ended - run.begun) / BIN) + 1)]
 
 
 def plot(directory: Path, runs: Sequence[Run], kind: str, about: dict[str, str]) -> None:
-    """Requests over time, with what happened."""
+    """Plot requests over time, with the disturbances.
+
+    Long: it only sets up one figure, from top to bottom.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -496,45 +502,72 @@ def plot(directory: Path, runs: Sequence[Run], kind: str, about: dict[str, str])
             at = [failure.when - run.begun for failure in run.failed]
             axis.plot(at, [0.04] * len(at), "o", color="#c0392b", ms=4, transform=axis.get_xaxis_transform(), clip_on=False)
         name = run.scenario if run.name == "epollard" else f"{run.scenario}, {run.name}"
-        told = f"{name}: {len(run.answers):,} answered, {len(run.failed)} failed"
-        axis.set_title(told, fontsize=9, loc="left")
+        axis.set_title(f"{name}: {len(run.answers):,} answered, {len(run.failed)} failed", fontsize=9, loc="left")
         axis.tick_params(labelsize=7)
         axis.spines[["top"]].set_visible(False)
         right.spines[["top"]].set_visible(False)
     axes[-1, 0].set_xlabel("seconds", fontsize=8)
-    key = "green: answered a second; brown, right: the slowest new client, ms; grey: a disturbance; red: a failure"
+    key = "green: responses a second; brown, right: the slowest new client, ms; grey: a disturbance; red: a failure"
     note = f"{about['python'].split(' GCC')[0]}, Linux {about['kernel']}, {about['processors']} processors"
     figure.suptitle(f"{kind.upper()}: {key}", fontsize=9)
     figure.text(0.99, 0.003, note, ha="right", fontsize=7, color="#666666")
     figure.tight_layout(rect=(0, 0.005, 1, 0.99))
     figure.savefig(directory / f"chaos-{kind}.png", dpi=110)
-    print(f"picture in {directory}")
+    print(f"plot written to {directory}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; `only`, `interface` and `peers` are lists.
+
+    Long: each option is declared here, with its help.
+    """
+    description = (__doc__ or "").partition("\n\nLong:")[0]
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(SCENARIOS), help="scenarios, separated by commas (default: %(default)s)")
+    parser.add_argument(
+        "--interface", default=",".join(INTERFACES), help="interfaces, separated by commas (default: %(default)s)"
+    )
+    parser.add_argument("--clients", type=int, default=60, help="how many clients send requests (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=3, help="processes of the clients (default: %(default)s)")
+    parser.add_argument(
+        "--pause", type=float, default=0.03, help="seconds between two requests of a client (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--distance",
+        type=float,
+        default=0.02,
+        help="seconds for which a new connection is silent, at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--part", type=float, default=1.0, help="fraction of the usual number of disturbances (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--peers", default="", help="also disturb these servers where they support it: gunicorn,uvicorn,granian"
+    )
+    parser.add_argument(
+        "--peers-environment",
+        type=Path,
+        metavar="DIRECTORY",
+        help="the peers' virtual environment (default: below ~/.cache, one for each interpreter)",
+    )
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that runs all servers")
+    parser.add_argument(
+        "--plots", type=measure.plots, metavar="DIRECTORY", help="write plots into this directory; requires matplotlib"
+    )
+    parser.add_argument("--log", action="store_true", help="show the end of the server's log if a promise is broken")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="repeat the random choices of another run")
+    arguments = parser.parse_args()
+    for name, known in ("only", SCENARIOS), ("interface", INTERFACES), ("peers", PEERS):
+        words = getattr(arguments, name).split(",") if getattr(arguments, name) or name != "peers" else []
+        if unknown := {*words} - {*known}:
+            parser.error(f"--{name}: unknown: {', '.join(sorted(unknown))}")
+        setattr(arguments, name, words)
+    return arguments
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(SCENARIOS), help="%(default)s")
-    parser.add_argument("--interface", default=",".join(INTERFACES), help="%(default)s")
-    parser.add_argument("--clients", type=int, default=60)
-    parser.add_argument("--processes", type=int, default=3, help="for the clients")
-    parser.add_argument("--pause", type=float, default=0.03, help="seconds between two requests of a client")
-    parser.add_argument("--distance", type=float, default=0.02, help="seconds for which a new connection is silent, at most")
-    parser.add_argument("--part", type=float, default=1.0, help="of the usual number of disturbances")
-    parser.add_argument("--peers", default="", help="gunicorn,uvicorn,granian: the same for them, where they know it")
-    parser.add_argument("--peers-environment", type=Path, metavar="DIRECTORY", help="where they are, or are to be installed")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter for all servers")
-    parser.add_argument(
-        "--plots", type=measure.plots, metavar="DIRECTORY", help="where to write the pictures; needs matplotlib"
-    )
-    parser.add_argument("--log", action="store_true", help="show the end of the server's log where a promise was broken")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
-    arguments = parser.parse_args()
-    titles = arguments.only.split(",")
-    kinds = arguments.interface.split(",")
-    peers = [name for name in arguments.peers.split(",") if name]
-    if unknown := ({*titles} - {*SCENARIOS}) | ({*kinds} - {*INTERFACES}) | ({*peers} - {*PEERS}):
-        parser.error(f"unknown: {', '.join(unknown)}")
-
+    arguments = parse_arguments()
+    titles, kinds, peers = arguments.only, arguments.interface, arguments.peers
     bin = commands.environment(arguments.python, arguments.peers_environment) if peers else None
     measure.own_network()
     about = measure.machine(arguments.python) | {"seed": str(arguments.seed)}
