@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from epollard import log
+from epollard.net import connection as connection_module
+from epollard.net import write_buffer
 from epollard.net.connection import (
     BODY,
     BUSY,
@@ -92,6 +94,8 @@ class Body:
 
     def on_disconnect(self) -> None:
         self.app.heard.append("disconnect")
+        if self.path == "/decides":
+            self.connection.close()
 
 
 class Echo(Body):
@@ -119,7 +123,7 @@ class App:
         path = request.line.path
         self.calls.append(path)
         self.connection = connection
-        if path == "/later":
+        if path in ("/later", "/decides"):
             self.sink = Body(self, connection, path)
             if connection.context.disconnect_mask:
                 connection.attach(self.sink)
@@ -135,6 +139,9 @@ class App:
             return b"ten>"
         if path == "/big":
             return BIG
+        if path == "/file":
+            connection.write_file(os.open("/dev/zero", os.O_RDONLY), 0, 10)
+            return b""
         if path == "/streamed":
             connection.write(BIG)
             return b""
@@ -295,6 +302,15 @@ class Client:
             if not self.received:
                 return found
             found += self.take()
+
+    def fill(self) -> bytes:
+        """Let the kernel take no more bytes for this client. Returns those that it has taken."""
+        filled = b""
+        try:
+            while True:
+                filled += bytes(self.end.send(bytes(4096), socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return filled
 
     def half_close(self) -> None:
         self.sock.shutdown(socket.SHUT_WR)
@@ -696,16 +712,21 @@ ENDS = {
     "lingering": End([b"?\r\n\r\n"], [], 0),
     "in another protocol": End([get("/upgrade")], ["abort"], 0),
     "while its response is sent": End([get("/big")], [], 1),
+    "with the last piece of a body": End([post("/a", 5) + b"ab"], ["end"], 1),
+    "with a broken piece of a body": End([chunked()], ["abort"], 1),
 }
+LAST_PIECES = {"with the last piece of a body": b"cde", "with a broken piece of a body": b"x\r\n"}
 
 
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_a_client_that_leaves(worker: Worker, end: End):
+@pytest.mark.parametrize("name", ENDS)
+def test_a_client_that_leaves(worker: Worker, name: str):
     """In each stage the connection is closed; a response that could not be delivered counts as aborted."""
+    end = ENDS[name]
     client = worker.connect()
     for piece in end.pieces:
         client.sock.send(piece)
         worker.loop.turn(0)
+    client.sock.send(LAST_PIECES.get(name, b""))
     client.leave()
     worker.loop.turn(0)
     assert client.stage == "closed"
@@ -713,6 +734,59 @@ def test_a_client_that_leaves(worker: Worker, end: End):
     assert worker.app.heard == end.heard
     assert worker.context.aborted == end.aborted
     assert not worker.context.connections
+
+
+@pytest.mark.parametrize("pieces", [[post("/a", 5)], [get("/upgrade")], [get("/later")]], ids=["body", "stream", "busy"])
+def test_a_client_that_leaves_while_bytes_wait(worker: Worker, pieces: list[bytes]):
+    """The same while bytes wait for the client in a stage that also receives."""
+    client = worker.connect()
+    for piece in pieces:
+        client.send(piece)
+    client.connection.write(BIG)
+    client.leave()
+    worker.loop.turn(0)
+    assert client.stage == "closed"
+    assert worker.context.aborted == 1
+
+
+def test_a_new_client_that_has_left_already(worker: Worker):
+    """A client that asks and leaves before it is accepted: its request is read, and the response counts as aborted."""
+    ours, theirs = socket.socketpair()
+    theirs.send(get())
+    theirs.close()
+    accept(worker.context, ours, PEER, LOCAL)
+    assert worker.app.calls == ["/a"]
+    assert worker.context.aborted == 1
+    assert ours.fileno() == -1
+
+
+def test_an_upgrade_for_a_client_that_has_left(worker: Worker):
+    """The protocol is not begun."""
+    client = worker.connect()
+    client.send(get("/later"))
+    client.sock.close()
+    echo = Echo(worker.app, client.connection, "/upgrade")
+    client.connection.upgrade(b"<101>", echo)
+    assert (client.stage, echo.feeds) == ("closed", 0)
+
+
+def test_a_sink_that_closes_when_its_client_leaves(notified: Worker):
+    """`on_disconnect` may close the connection."""
+    client = notified.connect()
+    client.send(get("/decides"))
+    client.half_close()
+    assert (client.stage, notified.app.heard) == ("closed", ["disconnect"])
+
+
+def test_a_file_behind_a_pipeline_for_a_client_that_has_left(worker: Worker):
+    """The descriptor of the file is closed, too."""
+    before = len(os.listdir("/proc/self/fd"))
+    client = worker.connect()
+    client.sock.send(get() + get("/file"))
+    client.leave()
+    worker.loop.turn(0)
+    assert client.stage == "closed"
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("more", [False, True], ids=["silent", "with bytes unread"])
@@ -1030,6 +1104,102 @@ def test_no_more_responses_for_a_client_that_takes_none(worker: Worker):
     assert (worker.app.calls, client.stage, client.mask) == (["/streamed"], "flush", "OUT")
     assert client.take_all() == BIG * 4
     assert worker.app.calls == ["/streamed"] * 4
+
+
+def test_the_kernel_takes_nothing(worker: Worker):
+    """If not even the first byte is taken, the response waits whole: of one request, of a pipeline, and behind a body."""
+    for requests, sent in (
+        ([get()], b"</a>"),
+        ([get() + get("/b")], b"</a></b>"),
+        ([post("/a", 3), b"abc"], b"<3>"),
+        ([get("/written")], b"<written>"),
+    ):
+        client = worker.connect()
+        client.send(get())
+        client.take()
+        filled = client.fill()
+        for piece in requests:
+            client.sock.send(piece)
+            worker.loop.turn(0)
+        assert (client.stage, client.mask) == ("flush", "OUT")
+        assert client.take_all() == filled + sent
+        assert (client.stage, client.mask) == ("head", LISTENS[worker.trigger])
+
+
+def test_the_kernel_takes_nothing_of_two(worker: Worker):
+    """The same for a head and a large body."""
+    client = worker.connect()
+    client.send(get("/later"))
+    filled = client.fill()
+    client.connection.write_two(b"abc", b"defghi")
+    assert client.take_all() == filled + b"abcdefghi"
+
+
+def test_part_of_a_head_behind_a_large_response(worker: Worker):
+    """The part is kept while the response waits for the client."""
+    client = worker.connect()
+    client.sock.send(get("/big") + get()[:10])
+    worker.loop.turn(0)
+    assert (client.stage, client.mask) == ("flush", "OUT")
+    assert client.take_all() == BIG
+    client.send(get()[10:])
+    assert client.take() == b"</a>"
+
+
+@pytest.mark.parametrize("path", ["/big", "/later", "/a", "/upgrade"])
+def test_a_turn_has_a_bound(worker: Worker, path: str, monkeypatch: pytest.MonkeyPatch):
+    """A client that takes everything gets a bounded part in each turn, and the rest in later ones: epoll is asked again."""
+    monkeypatch.setattr(connection_module, "FLUSH_TURN", 1000)
+    monkeypatch.setattr(write_buffer, "FLUSH_TURN", 1000)
+    client = worker.connect()
+    client.sock.send(post(path, 3) if path == "/a" else get(path))
+    worker.loop.turn(0)
+    if path != "/big":
+        client.connection.write(BIG)
+    stage = client.stage
+    client.receive()
+    sizes = [len(client.take())]
+    while client.stage == stage and client.connection.out is not None:
+        client.turn()
+        sizes.append(len(client.take()))
+    assert sum(sizes) == len(BIG) + len(b"<101>" if path == "/upgrade" else b"")
+    assert len(sizes) > 3
+    client.connection.close()
+
+
+def test_a_bound_within_the_first_turn(worker: Worker, monkeypatch: pytest.MonkeyPatch):
+    """The same for a file that is sent to a client while it is accepted."""
+    monkeypatch.setattr(connection_module, "FLUSH_TURN", 5)
+    monkeypatch.setattr(write_buffer, "FLUSH_TURN", 5)
+    monkeypatch.setattr(write_buffer, "SENDFILE", 5)
+    client = worker.connect(get("/file"))
+    assert client.take_all() == bytes(10)
+    assert (client.stage, client.mask) == ("head", LISTENS[worker.trigger])
+
+
+def test_a_sink_pauses_while_a_response_waits(worker: Worker):
+    """The write timeout stays, and the waiting bytes are sent; when the sink resumes, its bytes are received."""
+    client = worker.connect()
+    client.send(get("/upgrade"))
+    client.connection.write(BIG)
+    client.connection.pause_reading()
+    assert (client.stage, client.mask, client.connection.due) == ("busy", "OUT", worker.context.write_due)
+    client.sock.send(b"abc")
+    client.connection.resume_reading()
+    assert (client.stage, client.mask, client.connection.due) == ("stream", BOTH[worker.trigger], worker.context.write_due)
+    assert client.take_all() == b"<101>" + BIG + b"abc"
+
+
+def test_a_response_is_deferred_while_another_waits(worker: Worker):
+    """An application may write much before it defers: the write timeout stays, and epoll reports room."""
+    client = worker.connect()
+    client.sock.send(get("/later"))
+    worker.loop.turn(0)
+    client.connection.write(BIG)
+    client.connection.defer()
+    assert client.connection.due == worker.context.write_due
+    assert "OUT" in (client.mask or "")
+    assert client.take_all() == BIG
 
 
 def test_a_later_response_waits_for_its_client(worker: Worker):
@@ -1456,6 +1626,18 @@ def test_lingering_has_a_bound(worker: Worker):
     assert client.stage == "closed"
 
 
+def test_lingering_needs_a_connected_socket(worker: Worker, monkeypatch: pytest.MonkeyPatch):
+    """After a reset shutdown(2) fails, and there is no client left to wait for."""
+
+    def shutdown(how: int) -> None:
+        raise OSError(107, "Transport endpoint is not connected")
+
+    client = worker.connect()
+    monkeypatch.setattr(client.end, "shutdown", shutdown)
+    client.send(b"?\r\n\r\n")
+    assert client.stage == "closed"
+
+
 def test_lingering_ends_with_the_client(worker: Worker):
     """When the client closes its side, the connection is closed."""
     client = worker.connect()
@@ -1583,6 +1765,8 @@ def test_errors_and_hang_ups_alone(worker: Worker):
         client = worker.connect()
         client.sock.send(get("/big"))
         worker.loop.turn(0)
+        assert client.stage == "flush"
+        worker.loop._handlers[client.end.fileno()](IN)  # another descriptor's, which had this number
         assert client.stage == "flush"
         worker.loop._handlers[client.end.fileno()](event)
         assert client.stage == "closed"

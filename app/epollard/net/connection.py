@@ -173,7 +173,7 @@ class Connection:
                     return
             application = context.answer  # `context.answer(...)` looks for a method first
             answer = application(self, request)
-            if answer:
+            if answer and self.out is None:
                 try:
                     sent = self.sock.send(answer, DONTWAIT)
                 except BlockingIOError:
@@ -185,6 +185,8 @@ class Connection:
                     self.due = context.idle_due
                     return
                 self._queue(memoryview(answer)[sent:])
+            elif answer:  # behind bytes that the application has written and the kernel did not take, such as an early hint
+                self.write(answer)
             if answer is not None and not self.closed:
                 self._finish_response()
             return
