@@ -241,14 +241,12 @@ def test_every_test_states_its_promise(path: Path):
     assert not silent
 
 
-CHECKED = [path for path in EVERYWHERE if not name_of(path).startswith(("loadtests/", "tests/container/"))]
-
 # Functions and files that are longer than these state the reason in their docstring, in a sentence that begins with "Long:".
 LONG_FUNCTION, LONG_FILE = 40, 500
 LONGEST_FUNCTION = 60  # lines, whatever the reason
 
 
-@pytest.mark.parametrize("path", CHECKED, ids=name_of)
+@pytest.mark.parametrize("path", EVERYWHERE, ids=name_of)
 def test_functions_are_short(path: Path):
     """No function has more than 60 lines, and one with more than 40 states the reason."""
     for node in ast.walk(tree(path)):
@@ -259,7 +257,7 @@ def test_functions_are_short(path: Path):
                 assert "Long:" in (ast.get_docstring(node) or ""), f"{node.name} has {lines} lines and states no reason"
 
 
-@pytest.mark.parametrize("path", CHECKED, ids=name_of)
+@pytest.mark.parametrize("path", EVERYWHERE, ids=name_of)
 def test_long_files_state_the_reason(path: Path):
     """A file with more than 500 lines states the reason in its docstring."""
     lines = len(path.read_text("utf-8").splitlines())

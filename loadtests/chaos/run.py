@@ -79,7 +79,7 @@ def start(name: str, kind: str, python: str, bin: Path | None, options: Sequence
 # --- Disturbances ---------------------------------------------------------------------------------------------------
 
 
-class Grip(NamedTuple):
+class Snapshot(NamedTuple):
     """The connections that a worker held when it was stopped."""
 
     when: float
@@ -98,7 +98,7 @@ class Run:
     begun: float = 0.0
     ended: float = 0.0
     marks: list[float] = field(default_factory=list)  # when it was disturbed
-    grips: list[Grip] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
     last_term: float = float("inf")
     answers: list[Answer] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -128,16 +128,16 @@ class Run:
             time.sleep(0.01)
         return True
 
-    def grip(self, pid: int) -> None:
+    def stop(self, pid: int) -> None:
         """Stop a worker and note which connections it holds."""
         hands.stop(pid)
-        self.grips.append(Grip(time.monotonic(), hands.in_hands(pid, self.server.port)))
+        self.snapshots.append(Snapshot(time.monotonic(), hands.in_hands(pid, self.server.port)))
 
-    def in_grip(self, begun: float, ended: float, port: int) -> hands.Held | None:
+    def held_while_stopped(self, begun: float, ended: float, port: int) -> hands.Held | None:
         """The connection from this client port if a worker that was stopped during that time held it, else None."""
-        for grip in self.grips:
-            if begun <= grip.when <= ended:
-                for held in grip.held:
+        for snapshot in self.snapshots:
+            if begun <= snapshot.when <= ended:
+                for held in snapshot.held:
                     if held.port == port:
                         return held
         return None
@@ -256,7 +256,7 @@ def kills(run: Run) -> None:
         if pids := run.pids():
             victim = random.choice(pids)
             run.mark()
-            run.grip(victim)
+            run.stop(victim)
             os.kill(victim, signal.SIGKILL)
         time.sleep(1.0)
 
@@ -266,13 +266,13 @@ def stops(run: Run) -> None:
     for _ in run.times(15):
         victim = random.choice(run.pids())
         run.mark()
-        run.grip(victim)
+        run.stop(victim)
         time.sleep(STOPPED)
         os.kill(victim, signal.SIGCONT)
         time.sleep(1.0)
 
 
-def nothing(run: Run) -> None:
+def undisturbed(run: Run) -> None:
     """No disturbance except TERM at the end, which every run has."""
     time.sleep(1.0)
 
@@ -322,7 +322,7 @@ def nothing_lost(run: Run) -> None:
         run.problems.append(f"{len(run.failed)} failed: {run.failed[0].error}")
 
 
-def only_what_it_had(run: Run) -> None:
+def only_held_requests(run: Run) -> None:
     """A request fails only if a killed worker held its connection, never if it was waiting in the worker's queue.
 
     A worker holds requests that it has read and, for the microseconds between accepting and reading, one that it has not.
@@ -330,7 +330,7 @@ def only_what_it_had(run: Run) -> None:
     innocent = []
     unread = 0
     for failure in run.failed:
-        held = run.in_grip(failure.when - AFTERMATH, failure.when, failure.port) if failure.port else None
+        held = run.held_while_stopped(failure.when - AFTERMATH, failure.when, failure.port) if failure.port else None
         if held is None:
             innocent.append(failure)
         elif held.unread:
@@ -340,14 +340,14 @@ def only_what_it_had(run: Run) -> None:
         run.problems.append(f"{len(innocent)} requests failed that no killed worker held: {innocent[0]}")
 
 
-def nobody_waits(run: Run) -> None:
+def no_long_wait(run: Run) -> None:
     """No new client waits longer than half a second, except those that the stopped worker had already accepted.
 
     The machine's own lag is added: if it wakes up a sleeping thread late, it also wakes up late the worker that accepts.
     """
     nothing_lost(run)
     slow = [answer for answer in run.answers if answer.kind == "one-shot" and answer.seconds > WAIT_LIMIT]
-    late = [answer for answer in slow if not run.in_grip(answer.when - answer.seconds, answer.when, answer.port)]
+    late = [answer for answer in slow if not run.held_while_stopped(answer.when - answer.seconds, answer.when, answer.port)]
     run.remark = f"{len(late)} new clients waited over {WAIT_LIMIT * 1e3:.0f} ms, {len(slow) - len(late)} were held by it"
     if any(answer.seconds > WAIT_LIMIT + run.lag for answer in late):
         worst = max(late, key=lambda answer: answer.seconds)
@@ -375,10 +375,10 @@ SCENARIOS = {
     "scalings": Scenario(scalings, nothing_lost, peers=("gunicorn", "uvicorn")),
     "upgrades": Scenario(upgrades, nothing_lost, peers=()),
     "recycling": Scenario(recycling, nothing_lost, ("--max-requests", "500", "--max-requests-jitter", "50"), peers=()),
-    "TERM": Scenario(nothing, nothing_lost),
-    "kills": Scenario(kills, only_what_it_had, target="/?ms=1"),
-    "stops": Scenario(stops, nobody_waits),
-    "stops-unsteered": Scenario(stops, nobody_waits, ("--steer", "off"), peers=()),
+    "TERM": Scenario(undisturbed, nothing_lost),
+    "kills": Scenario(kills, only_held_requests, target="/?ms=1"),
+    "stops": Scenario(stops, no_long_wait),
+    "stops-unsteered": Scenario(stops, no_long_wait, ("--steer", "off"), peers=()),
     "long-lived": Scenario(long_lived, nothing_lost, load=False),
     "orphans": Scenario(orphans, nothing_left, ends=False),
 }

@@ -1,4 +1,4 @@
-"""The images under test. Where there is no Docker these tests are skipped, but never in CI: there it is a failure."""
+"""The images under test. Without Docker these tests are skipped, but never in CI, where that is a failure."""
 
 import os
 
@@ -18,6 +18,6 @@ def _engine() -> None:
 
 @pytest.fixture(scope="session")
 def image(_engine: None) -> str:
-    """The image of this checkout, under the name that the examples start from."""
+    """The image of this checkout, under the name that the examples build on."""
     docker("build", "--tag", "epollard", ".")
     return "epollard"

@@ -1,4 +1,4 @@
-"""Docker and Compose, by their command lines, as a user would. What is started here is always taken down."""
+"""Docker and Compose, used by their command lines as a user would. Everything that is started here is always removed."""
 
 import contextlib
 import http.client
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[2]
-SCALE = float(os.environ.get("EPOLLARD_TEST_SCALE") or 1)  # all waits are stretched by it
+SCALE = float(os.environ.get("EPOLLARD_TEST_SCALE") or 1)  # all waits are multiplied by it
 
 T = TypeVar("T")
 
 
 def missing() -> str:
-    """Why nothing can be tested here; empty where all is there."""
+    """Why the tests cannot run here; empty if they can."""
     for command in (["docker", "info"], ["docker", "compose", "version"]):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60 * SCALE, check=False)
@@ -30,7 +30,7 @@ def missing() -> str:
 
 
 def docker(*words: str, status: int | None = 0, timeout: float = 300, **environ: str) -> str:
-    """Standard output of `docker WORDS`. Its exit status must be `status`, where that is not None."""
+    """The standard output of `docker WORDS`. Its exit status must be `status`, unless that is None."""
     done = subprocess.run(
         ["docker", *words],
         capture_output=True,
@@ -47,7 +47,7 @@ def docker(*words: str, status: int | None = 0, timeout: float = 300, **environ:
 
 
 def until(what: str, seconds: float, ask: Callable[[], T]) -> T:
-    """What `ask` returns, once that is true. Asked again and again, `seconds` long at most."""
+    """The first true value that `ask` returns. It is called repeatedly, for `seconds` at most."""
     deadline = time.monotonic() + seconds * SCALE
     while not (found := ask()):
         assert time.monotonic() < deadline, f"waited {seconds * SCALE:.0f} s in vain: {what}"
@@ -56,7 +56,7 @@ def until(what: str, seconds: float, ask: Callable[[], T]) -> T:
 
 
 class Container:
-    """One that runs."""
+    """A container that has been started."""
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
@@ -75,27 +75,27 @@ class Container:
         return done.stdout
 
     def port(self, inside: int = 8000) -> int:
-        """Where the host reaches `inside`."""
+        """The host's port for the container's port `inside`."""
         return int(self.inspect()["NetworkSettings"]["Ports"][f"{inside}/tcp"][0]["HostPort"])
 
     def ask(
         self, path: str, method: str = "GET", body: bytes | None = None, headers: Mapping[str, str] = {}, inside: int = 8000
     ) -> tuple[int, bytes]:
-        """Status and body of one request on a connection of its own. `OSError` where there is no answer."""
+        """Status and body of one request on a connection of its own. `OSError` if there is no response."""
         client = http.client.HTTPConnection("127.0.0.1", self.port(inside), timeout=20 * SCALE)
         try:
             client.request(method, path, body, headers)
-            answer = client.getresponse()
-            return answer.status, answer.read()
+            response = client.getresponse()
+            return response.status, response.read()
         except http.client.HTTPException as error:  # the engine's own proxy accepts before the server does
             raise ConnectionError(repr(error)) from error
         finally:
             client.close()
 
-    def answers(self, inside: int = 8000) -> bool:
-        """Whether it serves yet. A container that has ended never will."""
+    def responds(self, inside: int = 8000) -> bool:
+        """Whether it serves yet. Fails if the container has exited."""
         state = self.inspect()["State"]
-        assert state["Running"], f"ended with {state['ExitCode']}\n{self.logs()}"
+        assert state["Running"], f"exited with {state['ExitCode']}\n{self.logs()}"
         try:
             return self.ask("/hello", inside=inside)[0] == 200
         except OSError:
@@ -136,7 +136,7 @@ class Stack:
 
 @contextlib.contextmanager
 def stack(*files: str, **environ: str) -> Iterator[Stack]:
-    """A stack to be started, taken down at the end with all that belongs to it."""
+    """A stack that the test starts; everything that belongs to it is removed at the end."""
     made = Stack(*files, **environ)
     try:
         yield made

@@ -8,20 +8,20 @@ from epollard.config import options
 LISTENERS = """
 import json
 rows = [line.split() for line in open('/proc/net/tcp')][1:]
-print(json.dumps([(row[1], row[9]) for row in rows if row[3] == '0A']))  # local address and inode of what listens
+print(json.dumps([(row[1], row[9]) for row in rows if row[3] == '0A']))  # local address and inode of each listener
 """
 
 
 def test_every_option_is_passed_through(image: str) -> None:
-    """What is set outside reaches the server; what is not set there is not set inside either."""
+    """A variable that is set outside reaches the server; one that is not set there is not set inside either."""
     names = ["APP", "WORKERS", "WEB_CONCURRENCY", "THREADS", "EPOLLARD_CONFIG", *map(options.variable, options.OPTIONS)]
     with stack(**{name: f"<{name}>" for name in names}) as outside:
         found = json.loads(outside.compose("config", "--format", "json"))["services"]["web"]["environment"]
     assert found == {name: f"<{name}>" for name in names}
 
 
-def test_it_is_managed_from_outside(image: str) -> None:
-    """The management listener is reached through its published port, by this machine alone."""
+def test_it_can_be_managed_from_outside(image: str) -> None:
+    """The management listener is reachable through its published port, from this machine only."""
     with stack() as plain:
         plain.compose("up", "--detach", "--wait", "web")
         web = plain.container("web")
@@ -30,7 +30,7 @@ def test_it_is_managed_from_outside(image: str) -> None:
 
 
 def test_four_workers_one_address(image: str) -> None:
-    """`WORKERS=4 docker compose up` is healthy: four listeners on one address (so of one group), and four processes answer."""
+    """`WORKERS=4 docker compose up` is healthy: four listeners share one address, so one group, and four processes respond."""
     with stack(WORKERS="4") as four:
         four.compose("up", "--detach", "--wait", "web")
         web = four.container("web")
@@ -41,19 +41,19 @@ def test_four_workers_one_address(image: str) -> None:
 
 
 def pids(web: Container, count: int) -> set[int]:
-    """The processes that answer, asked until there are so many."""
+    """The processes that respond, once there are `count` of them."""
     found: set[int] = set()
 
     def enough() -> bool:
         found.add(json.loads(web.ask("/json")[1])["pid"])
         return len(found) >= count
 
-    until(f"{count} workers answer", 20, enough)
+    until(f"{count} workers respond", 20, enough)
     return found
 
 
 def test_it_is_locked_down(image: str) -> None:
-    """No capability, no new privileges, nothing to write but /tmp; the kernel's settings are those of the file."""
+    """No capability, no new privileges, only /tmp is writable; the kernel's settings are those of the file."""
     program = """
 import json
 status = dict(line.split(':', 1) for line in open('/proc/1/status'))

@@ -22,10 +22,10 @@ def app(environ, start_response):
 
 
 @pytest.mark.timeout(200 * SCALE)
-def test_no_more_workers_than_memory_is_left_for(image: str, tmp_path: Path) -> None:
-    """Load for many more: workers are added until a tenth of the limit is left, and the kernel has to kill nobody."""
+def test_workers_are_added_only_while_memory_is_left(image: str, tmp_path: Path) -> None:
+    """The load requires many more: workers are added until a tenth of the limit is left, and the kernel kills no process."""
     (tmp_path / "own.py").write_text(APP)
-    tmp_path.chmod(0o755)  # the image's user is somebody else
+    tmp_path.chmod(0o755)  # the image's user is another one
     options = (
         *("--volume", f"{tmp_path}:/app:ro", "--memory", "160m", "--memory-swap", "160m", "--publish", "127.0.0.1::8001"),
         *("--env", "WORKERS=1..16", "--env", "THREADS=1", "--env", "EPOLLARD_ACCESS_LOG=off"),
@@ -35,7 +35,7 @@ def test_no_more_workers_than_memory_is_left_for(image: str, tmp_path: Path) -> 
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             end = time.monotonic() + 30 * SCALE
             loads = [pool.submit(ask_until, end, container.port()) for _ in range(16)]
-            until("memory is what decides", 30, lambda: "there is memory for" in container.logs())
+            until("memory limits the workers", 30, lambda: "there is memory for" in container.logs())
             codes = {code for load in loads for code in load.result()}
         assert codes == {200}
         wanted = int(re.findall(r"scaling to (\d+) worker", container.logs())[-1])
@@ -46,7 +46,7 @@ def test_no_more_workers_than_memory_is_left_for(image: str, tmp_path: Path) -> 
 
 
 def ask_until(end: float, port: int) -> set[int]:
-    """The statuses of many requests, one after the other."""
+    """The statuses of requests that are sent one after the other until `end`."""
     codes = set()
     while time.monotonic() < end:
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

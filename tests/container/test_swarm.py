@@ -1,4 +1,4 @@
-"""Promises of the Swarm stack: under Locust it updates and rolls back, and no request is lost."""
+"""Promises of the Swarm stack: it updates and rolls back under Locust's load, and no request is lost."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(300 * SCALE)
 
 @pytest.fixture
 def swarm() -> Iterator[None]:
-    """A Swarm of this engine alone; one that is there already is used, and stays."""
+    """A Swarm of this engine alone. One that exists already is used, and kept."""
     if json.loads(docker("info", "--format", "{{json .Swarm.LocalNodeState}}")) == "active":
         yield
         return
@@ -24,7 +24,7 @@ def swarm() -> Iterator[None]:
         yield
     finally:
         docker("swarm", "leave", "--force")
-        docker("network", "rm", "docker_gwbridge", status=None)  # the engine made it for the Swarm, and leaves it behind
+        docker("network", "rm", "docker_gwbridge", status=None)  # the engine creates it for the Swarm and does not remove it
 
 
 class Deployment:
@@ -35,7 +35,7 @@ class Deployment:
         self.web = f"{self.name}_web"  # the service, and the network
 
     def deploy(self, image: str) -> None:
-        """Deploy, or update. Without IPVS in the kernel there are no virtual addresses, so the name leads to all tasks."""
+        """Deploy or update. The name leads to all tasks, because without IPVS in the kernel there are no virtual addresses."""
         file = "docker/swarm/stack.yaml"
         docker(
             *("stack", "deploy", "--resolve-image", "never", "--compose-file", file, self.name),
@@ -44,18 +44,18 @@ class Deployment:
         )
 
     def tasks(self) -> dict[str, str]:
-        """The containers that serve, and their images."""
+        """The healthy containers and their images."""
         lines = docker(
             "ps", "--filter", f"label=com.docker.swarm.service.name={self.web}", "--format", "{{.ID}} {{.Status}} {{.Image}}"
         )
         return {line.split()[0]: line.split()[-1] for line in lines.splitlines() if "(healthy)" in line}
 
     def serves(self, image: str) -> bool:
-        """Whether the two tasks, and no others, are of this image."""
+        """Whether there are exactly two tasks, both of this image."""
         return list(self.tasks().values()) == [image, image]
 
     def remove(self) -> None:
-        """Removed again and again: the network goes last, and not as long as a task of the Swarm's is said to use it."""
+        """Remove the stack, repeatedly: the network is removed last, and not while the Swarm lists a task that uses it."""
         until("the stack is removed", 60, self._removed)
 
     def _removed(self) -> bool:
@@ -63,7 +63,7 @@ class Deployment:
         return docker("network", "ls", "--quiet", "--filter", f"name={self.web}") == ""
 
     def updated(self) -> str:
-        """What has become of the update."""
+        """The state of the update."""
         status = json.loads(docker("service", "inspect", self.web))[0].get("UpdateStatus") or {}
         return str(status.get("State", ""))
 
@@ -83,7 +83,7 @@ def deployment(swarm: None) -> Iterator[Deployment]:
 
 @contextlib.contextmanager
 def locust(network: str) -> Iterator[Run]:
-    """Locust in one process, in the network of the service."""
+    """Locust as one process in the network of the service."""
     name = f"epollard-test-{secrets.token_hex(4)}"
     try:
         docker(
@@ -97,9 +97,9 @@ def locust(network: str) -> Iterator[Run]:
 
 
 def test_a_swarm_updates_and_rolls_back(image: str, deployment: Deployment) -> None:
-    """`docker stack deploy` of another image under load: new tasks first, then the old ones go; of one that does not start:
-    the old tasks stay. What is served each image says itself. No request fails. The tasks are asked by the DNS of an
-    overlay network."""
+    """`docker stack deploy` of another image under load starts new tasks first, then removes the old ones; if the image does
+    not start, the old tasks stay. No request fails. Each image names its application itself. Clients find the tasks by the
+    DNS of an overlay network."""
     before, after, broken = (f"{deployment.name}:{word}" for word in ("before", "after", "broken"))
     for tag in (before, after):
         docker("tag", image, tag)
@@ -114,7 +114,7 @@ def test_a_swarm_updates_and_rolls_back(image: str, deployment: Deployment) -> N
             until("the update", 90, lambda: deployment.updated() == "completed" and deployment.serves(after))
             kept = deployment.tasks().keys()
             deployment.deploy(broken)
-            until("the way back", 60, lambda: deployment.updated() == "rollback_completed")
+            until("the rollback", 60, lambda: deployment.updated() == "rollback_completed")
             assert deployment.tasks().keys() == kept
             run.reach(run.count + 500)
             outcome = run.end()

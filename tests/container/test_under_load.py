@@ -14,7 +14,7 @@ from container.test_compose import pids
 
 ENOUGH = 20_000  # requests, over all journeys
 LIMIT = 150  # seconds for them, on the slowest machine
-CHAOS = 60  # seconds; a shape ends Locust, and nothing else does while there is one
+CHAOS = 60  # seconds; while Locust has a shape, only the shape ends it
 JOURNEYS = {
     *("GET /", "GET /bytes", "GET /echo", "POST /echo", "GET /hello", "HEAD /hello", "GET /json", "GET /nothing-here"),
     *("GET /sleep", "GET /stream", "POST /upload"),
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(300 * SCALE)
 
 
 class Outcome(NamedTuple):
-    """What Locust's master said at its end."""
+    """The final report of Locust's master."""
 
     status: int
     requests: dict[str, int]  # by journey
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
         return sum(self.failures.values())
 
     def is_flawless(self, journeys: set[str]) -> bool:
-        """Whether these journeys, and no others, were made, and not one request failed. Raises `AssertionError` where not."""
+        """True if exactly these journeys were made and no request failed, else raises `AssertionError`."""
         assert self.failures == dict.fromkeys(self.requests, 0), self.errors
         assert self.status == 0
         assert self.requests.keys() == journeys
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
 
 class Run:
-    """Locust at work."""
+    """A run of Locust."""
 
     def __init__(self, master: Container) -> None:
         self.master = master
@@ -72,7 +72,7 @@ class Run:
                     self.failed, self.count = int(match[2]), int(match[1])
 
     def reach(self, count: int) -> None:
-        """Wait for so many requests."""
+        """Wait until Locust has made `count` requests."""
 
         def reached() -> bool:
             assert self._follower.poll() is None, "Locust has ended"
@@ -81,12 +81,12 @@ class Run:
         until(f"{count} requests", LIMIT, reached)
 
     def end(self) -> Outcome:
-        """Stop the master where it still runs (it then prints its summary), and read what it says."""
+        """Stop the master if it still runs (it then prints its summary), and read its report."""
         docker("kill", "--signal", "TERM", self.master.identity, status=None)
         self._follower.wait(60 * SCALE)
         self._reader.join()
         status = self.master.inspect()["State"]["ExitCode"]
-        # Its standard output is the summary; the log and the tables for people are on the other stream.
+        # Standard output has the summary; the log and the tables for people are on standard error.
         entries = json.loads(docker("logs", self.master.identity))
         report = "\n".join(self.lines).rpartition("Error report")[2]
         return Outcome(
@@ -98,7 +98,7 @@ class Run:
 
 
 def loaded(four: Stack) -> Run:
-    """Start all of a stack, and Locust with two workers."""
+    """Start the whole stack, and Locust with two workers."""
     four.compose("--profile", "load", "up", "--detach", "--scale", "locust-worker=2")
     return Run(four.container("locust"))
 
@@ -123,11 +123,11 @@ def headless(**more: str) -> dict[str, str]:
 
 
 def files(app: str) -> tuple[str, ...]:
-    """What serves this application in the stack, instead of the demo."""
+    """The Compose files that make the stack serve this application instead of the demo."""
     return () if app == "demo" else (f"examples/{app}/compose.yaml",)
 
 
-RUNS = {  # what is served, its journeys, and how many requests are enough
+RUNS = {  # by application: its journeys, and how many requests are enough
     "demo": (JOURNEYS, ENOUGH),
     "flask": (JOURNEYS, ENOUGH),
     "django": (JOURNEYS, ENOUGH),
@@ -138,7 +138,7 @@ RUNS = {  # what is served, its journeys, and how many requests are enough
 
 @pytest.mark.parametrize("app", RUNS)
 def test_no_request_fails(images: None, app: str) -> None:
-    """Thousands of requests over all journeys, each answer checked, and not one failure; whatever the framework."""
+    """No request fails out of thousands over all journeys, each response checked, whatever the framework."""
     journeys, enough = RUNS[app]
     with stack(*files(app), **headless()) as four:
         run = loaded(four)
@@ -152,8 +152,8 @@ def test_no_request_fails(images: None, app: str) -> None:
 
 
 def test_a_chat_through_a_reload(images: None) -> None:
-    """Dozens talk over WebSocket; HUP replaces the process. Whoever was in is told with 1012 and comes back; nobody misses what
-    it said itself, hears another room, or finds nobody listening."""
+    """Dozens of guests talk over WebSocket while HUP replaces the process. Each guest is disconnected with 1012 and comes
+    back; none misses its own message, receives one of another room, or is refused."""
     with stack(*files("chat"), **headless()) as one:
         run = loaded(one)
         run.reach(ENOUGH // 10)
@@ -170,7 +170,7 @@ def test_a_chat_through_a_reload(images: None) -> None:
 
 KILL = """
 import json, os, signal, sys
-# Stop it first: what it has accepted does not change after that.
+# Stop it first: after that it accepts no more connections.
 victim = int(open('/proc/1/task/1/children').read().split()[0])
 os.kill(victim, signal.SIGSTOP)
 while open(f'/proc/{victim}/stat').read().rpartition(')')[2].split()[0] != 'T':
@@ -183,9 +183,9 @@ print(json.dumps([victim, held]))
 """
 
 
-def test_a_killed_worker_costs_what_it_was_working_on(images: None) -> None:
-    """SIGKILL to a worker under load: no more requests fail than it held connections (each carries one request at a time),
-    they fail because the connection broke and not by a wrong answer, and another worker takes the dead one's place."""
+def test_a_killed_worker_loses_only_its_own_requests(images: None) -> None:
+    """SIGKILL to a worker under load: no more requests fail than it held connections (each carries one request at a time).
+    They fail because the connection broke, not with a wrong response, and another worker replaces the killed one."""
     with stack(**headless()) as four:
         run = loaded(four)
         run.reach(ENOUGH // 8)
@@ -212,8 +212,8 @@ print(json.dumps(victim))
 
 
 def test_chaos(images: None) -> None:
-    """Users come and go in crowds, workers are replaced, added, taken away and stopped for a while: no request fails. Then some
-    are killed, and no more fail than they held connections."""
+    """Users come and go in crowds, workers are replaced, added, removed and stopped for a while: no request fails. Then some
+    workers are killed, and no more requests fail than they held connections."""
     with stack(**headless(LOCUST_CHAOS="80", LOCUST_CHAOS_TIME=f"{CHAOS * SCALE:.0f}")) as four:
         run = loaded(four)
         run.reach(ENOUGH // 20)
@@ -231,7 +231,7 @@ def test_chaos(images: None) -> None:
             run.reach(run.count + ENOUGH // 40)
         until("the end", CHAOS, lambda: not run.master.inspect()["State"]["Running"])
         outcome = run.end()
-        print(f"{held} connections were in the hands of killed workers: {outcome}")
+        print(f"killed workers held {held} connections: {outcome}")
         assert outcome.failed <= held, outcome.errors
         assert not [error for _, error in outcome.errors if "wrong content" in error or "status" in error]
         assert len(pids(web, 4)) == 4
@@ -241,7 +241,7 @@ LIAR = """
 from epollard.demo import application
 
 def app(environ, start_response):
-    '''The demo, but the last byte of each body is another, and what is missing is found.'''
+    '''The demo, but the last byte of each body is changed, and the status is always 200.'''
     def start(status, headers, exc_info=None):
         return start_response('200 OK', headers)
     pieces = list(application(environ, start))
@@ -250,10 +250,10 @@ def app(environ, start_response):
 """
 
 
-def test_wrong_answers_are_seen(images: None, tmp_path: Path) -> None:
-    """Were the answers wrong, every journey that brings a body would fail: a load test that cannot fail proves nothing."""
+def test_wrong_responses_are_detected(images: None, tmp_path: Path) -> None:
+    """If the responses are wrong, every journey that has a body fails: a load test that cannot fail proves nothing."""
     (tmp_path / "liar.py").write_text(LIAR)
-    tmp_path.chmod(0o755)  # the image's user is somebody else
+    tmp_path.chmod(0o755)  # the image's user is another one
     override = tmp_path / "compose.yaml"
     override.write_text(f"services: {{web: {{volumes: ['{tmp_path}:/app:ro']}}}}")
     with stack(str(override), **headless(APP="liar:app", WORKERS="1")) as one:
@@ -268,7 +268,7 @@ def test_wrong_answers_are_seen(images: None, tmp_path: Path) -> None:
 
 
 def test_steps_climb_and_end(images: None) -> None:
-    """With LOCUST_STEPS the users climb, and Locust ends by itself after the last step."""
+    """With LOCUST_STEPS the number of users climbs, and Locust ends by itself after the last step."""
     with stack(**headless(LOCUST_STEPS="4,9", LOCUST_STEP_TIME="3")) as stepped:
         run = loaded(stepped)
         until("the end", 60, lambda: not run.master.inspect()["State"]["Running"])
@@ -279,12 +279,12 @@ def test_steps_climb_and_end(images: None) -> None:
         assert users == [4, 9]
 
 
-def test_a_run_says_how_it_went(images: None) -> None:
-    """In the foreground, `up --exit-code-from locust` ends with Locust's summary and its status, not with a Locust worker's."""
+def test_a_run_reports_its_result(images: None) -> None:
+    """In the foreground, `up --exit-code-from locust` ends with the master's summary and exit status, not with a worker's."""
     with stack(**headless(LOCUST_RUN_TIME="2s", EPOLLARD_MAX_BODY="1")) as short:
         words = ("up", "--scale", "locust-worker=2", "--exit-code-from", "locust", "--no-color", "--no-log-prefix")
-        said = short.compose("--profile", "load", *words, status=1)
-        assert '"num_failures": ' in said
+        output = short.compose("--profile", "load", *words, status=1)
+        assert '"num_failures": ' in output
 
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -292,17 +292,17 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 @pytest.mark.parametrize(("app", "journeys"), [("demo", JOURNEYS), ("chat", CHAT)], ids=["demo", "chat"])
 def test_the_web_page_runs_the_same_journeys(images: None, app: str, journeys: set[str]) -> None:
-    """`--profile load up` serves Locust's page; what is started there reaches the server through both workers."""
+    """`--profile load up` serves Locust's page; a run that is started there loads the server through both workers."""
     with stack(*files(app), WORKERS="2") as plain:
         plain.compose("--profile", "load", "up", "--detach", "--scale", "locust-worker=2")
         page = plain.container("locust")
 
         def ask(path: str, method: str = "GET", body: bytes | None = None) -> Any:
             try:
-                status, answer = page.ask(path, method, body, FORM, inside=8089)
+                status, response = page.ask(path, method, body, FORM, inside=8089)
             except OSError:
                 return None
-            return answer.decode() if status == 200 else None
+            return response.decode() if status == 200 else None
 
         assert "Locust" in until("the page", 30, lambda: ask("/"))
         until("both workers", 30, lambda: len(json.loads(ask("/stats/requests") or "{}").get("workers", [])) == 2)
