@@ -12,6 +12,6 @@ WORKDIR /app
 USER 1000:0
 EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
-# The start period is a little above --boot-timeout, after which the server itself says what hangs.
+# The start period is a little above --boot-timeout, after which the server itself reports what hangs.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=125s CMD ["epollardctl", "healthcheck"]
 ENTRYPOINT ["epollard"]
