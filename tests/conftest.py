@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from epollard.net.loop import Loop
 from harness import TRIGGERS, TWINS, Mode, Server
 
 Start = Callable[..., Server]
@@ -52,6 +53,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for count in (threads if interface == "wsgi" else threads[:1])  # ASGI has no use for threads
         ]
         metafunc.parametrize("mode", modes, ids=str, scope="module", indirect=True)
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """A loop that is turned by hand."""
+    loop = Loop()
+    yield loop
+    loop.close()
 
 
 @pytest.fixture

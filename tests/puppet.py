@@ -24,6 +24,11 @@ LOCAL = ("127.0.0.1", "80")
 PEER = ("127.0.0.1", 1024)
 TURNS = 8  # of the loop: whatever is ready comes to its end in fewer
 
+# What a test lets happen, besides messages of the application, its exceptions and bytes of the client.
+RECEIVE, RETURN, HALF_CLOSE, VANISH = "receive", "return", "half close", "vanish"
+SILENCE, DISMISS, DRAIN = "silence", "dismiss", "drain"
+Event = str | bytes | dict[str, Any] | BaseException
+
 _CALL = ("FIRST_STEP", "LATE", "RETURNED")
 _BODY = ("EXPECTED", "ARRIVING", "HELD", "WHOLE", "CONSUMED", "LOST")
 _RESPONSE = ("AWAITED", "STARTED", "OPEN", "DONE")
@@ -205,6 +210,29 @@ class Worker:
         self.aio.run_until_complete(self.aio.shutdown_asyncgens())
         self.aio.close()
         self.loop.close()
+
+
+def happen(worker: Worker, client: Client, event: Event) -> Any:
+    """Let one thing happen: a message or an exception of the application, bytes of the client, or one of the words above."""
+    if event == RECEIVE:
+        return worker.receive()
+    if isinstance(event, dict):
+        return worker.send(event)
+    if isinstance(event, bytes):
+        client.send(event)
+    elif isinstance(event, BaseException):
+        worker.end(event)
+    else:
+        actions: dict[str, Callable[[], object]] = {
+            RETURN: worker.end,
+            HALF_CLOSE: client.half_close,
+            VANISH: client.connection.close,
+            SILENCE: client.connection.on_deadline,
+            DISMISS: worker.runner.dismiss,
+            DRAIN: worker.context.drain,
+        }
+        actions[event]()
+    return None
 
 
 def outcome(task: "asyncio.Future[Any]") -> Any:

@@ -9,7 +9,6 @@ import asyncio
 import contextvars
 import os
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from epollard.asgi import exchange as http
 from epollard.asgi.exchange import CLIENT_LEFT, ClientDisconnected
 from epollard.net.write_buffer import HIGH, LOW
 from epollard.protocol.request import Request
-from puppet import Client, Worker, outcome
+from puppet import DISMISS, DRAIN, HALF_CLOSE, RECEIVE, RETURN, VANISH, Event, Worker, happen, outcome
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 GET_TE = b"GET / HTTP/1.1\r\nHost: test\r\nTE: trailers\r\n\r\n"
@@ -35,12 +34,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 22\r\n\r\n"
 ERROR += b"Internal Server Error\n"
 GONE = {"type": "http.disconnect"}
-RECEIVE = "receive"
-RETURN = "return"
 FAULT = ValueError("on purpose")
-CLOSE, HALF_CLOSE, DISMISS, DRAIN = "close", "half close", "dismiss", "drain"
-
-Event = str | bytes | dict[str, Any] | BaseException
 
 
 def start(*headers: tuple[bytes, bytes], status: int = 200, **more: Any) -> dict[str, Any]:
@@ -62,34 +56,6 @@ def length(size: int) -> tuple[bytes, bytes]:
 EVENTS = (b"content-type", b"text/event-stream")
 HINT = {"type": "http.response.early_hint", "links": [b"</a.css>"]}
 TRAILERS = {"type": "http.response.trailers", "headers": [(b"x", b"y")]}
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    with Worker() as worker:
-        yield worker
-
-
-def happen(worker: Worker, client: Client, event: Event) -> Any:
-    """Let one thing happen: a message of the application, bytes of the client, or what the words above say."""
-    if event == RECEIVE:
-        return worker.receive()
-    if isinstance(event, dict):
-        return worker.send(event)
-    if isinstance(event, bytes):
-        client.send(event)
-    elif isinstance(event, BaseException):
-        worker.end(event)
-    else:
-        actions: dict[str, Callable[[], object]] = {
-            RETURN: worker.end,
-            CLOSE: client.connection.close,
-            HALF_CLOSE: client.half_close,
-            DISMISS: worker.runner.dismiss,
-            DRAIN: worker.context.drain,
-        }
-        actions[event]()
-    return None
 
 
 # The request and what has happened so far; the event, its outcome (a pattern of an exception's text is enough, None: nothing
@@ -184,14 +150,14 @@ ROWS: list[tuple[bytes, list[Event], Event, Any, str, bytes]] = [
     (GET, [HALF_CLOSE, start()], body(b"x"), None, "LATE WHOLE DONE LEFT", OK + b"Content-Length: 1\r\n\r\nx<end>"),
     (GET, [HALF_CLOSE], RETURN, None, "RETURNED WHOLE DONE LEFT", b"<end>"),
     (GET, [start(), body(b"x", True), HALF_CLOSE], RETURN, None, "RETURNED WHOLE DONE LEFT", CHUNKED + b"1\r\nx\r\n<end>"),
-    (GET, [], CLOSE, None, "LATE WHOLE AWAITED GONE", b"<end>"),
-    (GET, [CLOSE], start(), "the client is gone", "LATE WHOLE AWAITED GONE", b"<end>"),
-    (GET, [CLOSE], RETURN, None, "RETURNED WHOLE DONE GONE", b"<end>"),
-    (GET, [CLOSE], ClientDisconnected("gone"), None, "RETURNED WHOLE DONE GONE", b"<end>"),
+    (GET, [], VANISH, None, "LATE WHOLE AWAITED GONE", b"<end>"),
+    (GET, [VANISH], start(), "the client is gone", "LATE WHOLE AWAITED GONE", b"<end>"),
+    (GET, [VANISH], RETURN, None, "RETURNED WHOLE DONE GONE", b"<end>"),
+    (GET, [VANISH], ClientDisconnected("gone"), None, "RETURNED WHOLE DONE GONE", b"<end>"),
     (POST, [b"12"], HALF_CLOSE, None, "LATE ARRIVING AWAITED GONE", b"<end>"),
     (POST, [b"12", HALF_CLOSE], RECEIVE, request(b"12", True), "LATE ARRIVING AWAITED GONE", b"<end>"),
     (POST, [b"12", HALF_CLOSE, RECEIVE], RECEIVE, GONE, "LATE ARRIVING AWAITED GONE", b"<end>"),
-    (EXPECT, [CLOSE], RECEIVE, GONE, "LATE LOST AWAITED GONE", b"<end>"),
+    (EXPECT, [VANISH], RECEIVE, GONE, "LATE LOST AWAITED GONE", b"<end>"),
     # The server's end.
     (GET, [start(EVENTS), body(b"x", True)], DISMISS, None, "LATE WHOLE DONE GONE",
      OK + b"content-type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n<end>"),
@@ -332,7 +298,7 @@ def test_a_task_that_listens_is_notified(worker: Worker, event: str) -> None:
         happen(worker, client, start())
         happen(worker, client, body(b"x"))
     else:
-        happen(worker, client, HALF_CLOSE if event == "half close" else CLOSE)
+        happen(worker, client, HALF_CLOSE if event == "half close" else VANISH)
         worker.turn()
     assert outcome(task) == GONE
 
@@ -409,8 +375,8 @@ def test_the_next_request_is_not_a_part_of_this_ones_task() -> None:
         ([start(), body(b"four")], 200, 4),
         ([start(), body(b"fo", True), body(b"ur")], 200, 4),
         ([start(length(3)), body(b"four")], 200, 3),
-        ([start(), body(b"fo", True), CLOSE, RETURN], 200, 2),
-        ([CLOSE, RETURN], CLIENT_LEFT, 0),
+        ([start(), body(b"fo", True), VANISH, RETURN], 200, 2),
+        ([VANISH, RETURN], CLIENT_LEFT, 0),
         ([HALF_CLOSE, RETURN], CLIENT_LEFT, 0),
         ([RETURN], 500, 22),
         ([FAULT], 500, 22),
@@ -448,7 +414,7 @@ def test_an_application_is_not_blamed_for_its_client(
 ) -> None:
     """The log has no traceback of an exception whose root is that the client left; it has every other one."""
     client = worker.client(GET)
-    happen(worker, client, CLOSE)
+    happen(worker, client, VANISH)
     happen(worker, client, cause)
     logged = capfd.readouterr().err
     assert expected in logged

@@ -4,7 +4,7 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,12 +23,6 @@ ASK = (
 )
 EVENTS = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
 PIECE = {"type": "http.response.body", "body": b"x", "more_body": True}
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    with Worker() as worker:
-        yield worker
 
 
 def serve(app: Any, ready: Callable[[AsgiRunner], object]) -> AsgiRunner:

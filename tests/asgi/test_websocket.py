@@ -5,7 +5,6 @@ The states are those of the table in `epollard.asgi.websocket`. What frames mean
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from epollard.asgi.exchange import CLIENT_LEFT, ClientDisconnected
 from epollard.asgi.websocket import CLOSE_SECONDS, QUEUE
 from epollard.net.write_buffer import HIGH
 from epollard.protocol.request import Request
-from puppet import Client, Worker, outcome
+from puppet import DISMISS, DRAIN, HALF_CLOSE, RECEIVE, RETURN, SILENCE, VANISH, Event, Worker, happen, outcome
 
 # The key, and the answer to it, are those of RFC 6455 1.3.
 ASK = (
@@ -29,11 +28,7 @@ SWITCHED = (
 ACCEPT: dict[str, Any] = {"type": "websocket.accept"}
 CLOSE: dict[str, Any] = {"type": "websocket.close"}
 CONNECT = {"type": "websocket.connect"}
-RECEIVE, RETURN, HALF_CLOSE, VANISH = "receive", "return", "half close", "vanish"
-SILENCE, DISMISS, DRAIN = "silence", "dismiss", "drain"
 FAULT = ValueError("on purpose")
-
-Event = str | bytes | dict[str, Any] | BaseException
 
 
 def refused(status: str) -> bytes:
@@ -81,35 +76,6 @@ def deny_body(content: bytes, more: bool = False) -> dict[str, Any]:
 HELLO = masked(1, b"hello")
 PONG, PING, CLOSED = masked(10), frame(9), masked(8, close(1000))
 DENIED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno"
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    with Worker() as worker:
-        yield worker
-
-
-def happen(worker: Worker, client: Client, event: Event) -> Any:
-    """Let one thing happen: a message of the application, bytes of the client, or what the words above say."""
-    if event == RECEIVE:
-        return worker.receive()
-    if isinstance(event, dict):
-        return worker.send(event)
-    if isinstance(event, bytes):
-        client.send(event)
-    elif isinstance(event, BaseException):
-        worker.end(event)
-    else:
-        actions: dict[str, Callable[[], object]] = {
-            RETURN: worker.end,
-            HALF_CLOSE: client.half_close,
-            VANISH: client.connection.close,
-            SILENCE: client.connection.on_deadline,
-            DISMISS: worker.runner.dismiss,
-            DRAIN: worker.context.drain,
-        }
-        actions[event]()
-    return None
 
 
 # What has happened since the handshake's request; the event, its outcome (for an exception a pattern of its text, None:

@@ -9,15 +9,6 @@ import pytest
 
 from epollard.management import server
 from epollard.management.server import CLIENT_TIMEOUT, MAX_CLIENTS, Page, Refused, Server
-from epollard.net.loop import Loop
-
-
-@pytest.fixture
-def loop():
-    """A loop that is turned by hand."""
-    loop = Loop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture

@@ -22,13 +22,6 @@ from harness import WAIT, wait_for
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    loop = Loop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     """Two ends that do not block."""
     ours, theirs = socket.socketpair()

@@ -6,18 +6,9 @@ import time
 
 import pytest
 
-from epollard.net.loop import Loop
 from epollard.net.signals import Signals
 
 NUMBERS = (signal.SIGUSR1, signal.SIGUSR2)
-
-
-@pytest.fixture
-def loop():
-    """A loop that is turned by hand."""
-    loop = Loop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture

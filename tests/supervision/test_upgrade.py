@@ -9,21 +9,12 @@ import socket
 import pytest
 
 from epollard.net import sockets
-from epollard.net.loop import Loop
 from epollard.supervision import upgrade
 from epollard.supervision.upgrade import VARIABLE, Handover, HandoverError, Role, SuccessorState, Upgrade
 
 NOTHING = Handover([], [], 1, 1, (1, 1), (1, 1))
 # What versions that are out there write, and expect from us.
 KEYS = ["admin", "bounds", "configured", "elder", "format", "generation", "lead", "slots", "wills"]
-
-
-@pytest.fixture
-def loop():
-    """A loop that is turned by hand."""
-    loop = Loop()
-    yield loop
-    loop.close()
 
 
 def turn(loop):
